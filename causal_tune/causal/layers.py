@@ -1,0 +1,40 @@
+"""Linear layers whose start depends on a given generator only, never on the global random state."""
+
+import math
+from typing import cast
+
+import torch
+from torch import nn
+
+__all__ = ["linear", "probe"]
+
+
+def linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with weights uniform in +-1/sqrt(num_inputs), PyTorch's own start, and biases 0.
+
+    >>> layer = linear(4, 2, torch.Generator().manual_seed(0))
+    >>> bool((layer.weight.abs() <= 0.5).all()), layer.bias.tolist()
+    (True, [0.0, 0.0])
+    """
+    layer = _uninitialised(num_inputs, num_outputs)
+    bound = 1 / math.sqrt(num_inputs)
+    nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def probe(num_inputs: int, generator: torch.Generator) -> nn.Linear:
+    """The classifier of UnivFD (arXiv 2302.10174) and of CausalCLIP: one logit, weights N(0, 0.02), bias 0.
+
+    >>> probe(512, torch.Generator().manual_seed(0)).weight.shape
+    torch.Size([1, 512])
+    """
+    layer = _uninitialised(num_inputs, 1)
+    nn.init.normal_(layer.weight, 0.0, 0.02, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _uninitialised(num_inputs: int, num_outputs: int) -> nn.Linear:
+    # nn.Linear alone would draw its start from the global random state
+    return cast(nn.Linear, nn.utils.skip_init(nn.Linear, num_inputs, num_outputs))  # type: ignore[no-untyped-call]

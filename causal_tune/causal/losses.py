@@ -1,0 +1,175 @@
+"""The loss terms of CausalCLIP (arXiv 2512.13285), Eqs. (6)-(10), (12) and their sum, Eq. (13).
+
+Symbols are the paper's; B is the batch and d the width of the features:
+
+    Y    [B]     labels, 1 generated, 0 real    h  the classifier, reads the causal features Zc [B, d]
+    M    [B, d]  mask, in (0, 1)                d  the adversary, reads the non-causal features Znc [B, d]
+
+Classifier and adversary enter as their logits [B]. A term returns its plain value, the mean over the
+batch; the weights alpha, lambda1, lambda2 and beta, and every sign, are in `total`.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "adversarial",
+    "classification",
+    "gaussian_kernel",
+    "hsic",
+    "invariance",
+    "median_bandwidth",
+    "sparsity",
+    "squared_distances",
+    "total",
+]
+
+_SMALLEST_BANDWIDTH = 1e-6
+"""Rows closer than this count as equal: a collapsed part (all zero) has dependence 0, not 0/0."""
+
+
+def classification(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """L_cls, Eq. (6): the binary cross-entropy of the classifier, -E[Y log h + (1 - Y) log(1 - h)].
+
+    >>> round(classification(torch.zeros(4), torch.tensor([0.0, 1.0, 1.0, 0.0])).item(), 4)  # log 2
+    0.6931
+    """
+    return functional.binary_cross_entropy_with_logits(logits, y)
+
+
+def adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """L_adv, Eqs. (7)-(9): the positive and the negative half of the adversary's cross-entropy, summed.
+
+    Both halves are expectations over the whole batch, so the sum is the adversary's binary cross-entropy. The
+    adversary minimises it (the paper's "maximize its ability to recover Y"), the mask maximises it through
+    the minus sign of Eq. (13). It has no upper bound: it grows with how confidently wrong the adversary is.
+
+    >>> adversarial(torch.tensor([20.0, -20.0]), torch.tensor([0.0, 1.0])).item()
+    20.0
+    """
+    return functional.binary_cross_entropy_with_logits(logits, y)
+
+
+def sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    """||M||_1 of Eq. (10): summed over the d dimensions (M is never negative), mean over the batch.
+
+    Between 0 and d; about 0.6 d before training. With a mean over dimensions lambda1 would be d times larger.
+
+    >>> sparsity(torch.tensor([[1.0, 0.5], [0.0, 0.5]])).item()
+    1.0
+    """
+    return mask.sum(dim=1).mean()
+
+
+def squared_distances(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """Squared Euclidean distance of every pair of rows; exactly 0 on the diagonal, never negative.
+
+    >>> squared_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+    tensor([[ 0., 25.],
+            [25.,  0.]])
+    """
+    # Distances do not change when x moves; centred rows are short, so the difference below keeps digits.
+    centred = x - x.mean(dim=0, keepdim=True)
+    gram = centred @ centred.T
+    norms = gram.diagonal()
+    return (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
+
+
+def median_bandwidth(squared: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """The bandwidth s of the median heuristic: the median distance of two different rows; a constant.
+
+    `squared` holds squared distances, n >= 2. Of an even number of pairs the middle two are averaged.
+    Carries no gradient, and is at least 1e-6.
+
+    >>> median_bandwidth(torch.tensor([[0.0, 1.0, 4.0], [1.0, 0.0, 9.0], [4.0, 9.0, 0.0]])).item()
+    2.0
+    """
+    n = squared.shape[0]
+    rows, columns = torch.triu_indices(n, n, offset=1, device=squared.device)
+    pairs = squared.detach()[rows, columns]
+    low = pairs.median()  # of an even number: the lower of the two in the middle
+    if pairs.numel() % 2 == 1:
+        median = low.sqrt()
+    else:
+        above = torch.where(pairs > low, pairs, torch.inf).min()
+        half = pairs.numel() // 2
+        high = torch.where((pairs <= low).sum() > half, low, above)
+        median = (low.sqrt() + high.sqrt()) / 2
+    return median.clamp(min=_SMALLEST_BANDWIDTH)
+
+
+def gaussian_kernel(squared: Float[Tensor, "n n"], bandwidth: Float[Tensor, ""]) -> Float[Tensor, "n n"]:
+    """The Gaussian kernel exp(-D^2 / (2 s^2)) of squared distances `squared` = D^2 at the bandwidth s.
+
+    >>> gaussian_kernel(torch.tensor([[0.0, 2.0], [2.0, 0.0]]), torch.tensor(1.0))
+    tensor([[1.0000, 0.3679],
+            [0.3679, 1.0000]])
+    """
+    return torch.exp(squared * (-0.5 / bandwidth**2))
+
+
+def hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """The dependence of two samples, the HSIC of Eq. (10), by Gaussian kernels of median bandwidth.
+
+        HSIC = tr(K H L H) / (n - 1)^2,    H = I - 11^T / n
+
+    The biased estimator; K and L are the kernels of x and of y, each with its own `median_bandwidth`.
+    Never negative, symmetric, 0 when x or y is constant, unchanged when either moves or is scaled. n >= 2.
+    Independent samples do not give 0: about 6e-4 at n = 256 in high dimension.
+
+    >>> two = torch.tensor([[0.0], [1.0]])
+    >>> round(hsic(two, two).item(), 4)  # by hand: (1 - exp(-1/2))^2
+    0.1548
+    """
+    n = x.shape[0]
+    squared_x, squared_y = squared_distances(x), squared_distances(y)
+    K = gaussian_kernel(squared_x, median_bandwidth(squared_x))
+    L = gaussian_kernel(squared_y, median_bandwidth(squared_y))
+    # tr(K H L H) is the sum of (H K H) * L element by element: H K H takes row means away, no n^3 products
+    row_means = K.mean(dim=1)
+    centred = K - row_means[:, None] - row_means[None, :] + row_means.mean()
+    return (centred * L).sum() / (n - 1) ** 2
+
+
+def invariance(logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """L_inv, Eq. (12): KL( h(Zc) || h(Zcf) ) of two Bernoulli distributions, from their logits, batch mean.
+
+        KL = q log(q / r) + (1 - q) log((1 - q) / (1 - r)),    q = h(Zc), r = h(Zcf)
+
+    Both halves, so it is never negative; the gradient flows through both arguments. Finite for any logits.
+
+    >>> round(invariance(torch.tensor([0.0]), torch.tensor([1.0])).item(), 4)
+    0.1201
+    >>> invariance(torch.tensor([800.0]), torch.tensor([-800.0])).item()
+    800.0
+    """
+    q = torch.sigmoid(logits)
+    log_ratio = functional.logsigmoid(logits) - functional.logsigmoid(counterfactual_logits)
+    log_ratio_complement = functional.logsigmoid(-logits) - functional.logsigmoid(-counterfactual_logits)
+    return (q * log_ratio + (1 - q) * log_ratio_complement).mean()
+
+
+def total(
+    *,
+    classification: Float[Tensor, ""],
+    adversarial: Float[Tensor, ""],
+    sparsity: Float[Tensor, ""],
+    hsic: Float[Tensor, ""],
+    invariance: Float[Tensor, ""],
+    alpha: float,
+    lambda1: float,
+    lambda2: float,
+    beta: float,
+) -> Float[Tensor, ""]:
+    """L_total, Eq. (13) with Eq. (10): L_cls - alpha L_adv + lambda1 ||M||_1 + lambda2 HSIC + beta L_inv.
+
+    What the mask minimises. A weight of 0 switches its term off.
+
+    >>> one = torch.tensor(1.0)
+    >>> total(classification=one, adversarial=one, sparsity=one, hsic=one, invariance=one,
+    ...       alpha=0.5, lambda1=0.25, lambda2=2.0, beta=1.0).item()
+    3.75
+    """
+    return classification - alpha * adversarial + lambda1 * sparsity + lambda2 * hsic + beta * invariance

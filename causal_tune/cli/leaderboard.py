@@ -1,0 +1,140 @@
+"""`leaderboard`: what came out of a study, by any criterion."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from causal_tune.cli.output import (
+    METRIC_COLUMNS,
+    emit,
+    err,
+    json_option,
+    metrics_rows,
+    out,
+    percent,
+    table,
+    under_workspace,
+    workspace_option,
+)
+from causal_tune.export import role_of
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.selection import CRITERIA, rank, saturated, score
+from causal_tune.study.spec import StudySpec, read_spec
+
+__all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
+
+HYPERPARAMETERS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
+
+
+def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> None:
+    """The winner: its table generator x metrics, its hyperparameters, and warnings about the choice."""
+    ranked = rank(records, criterion, spec.roles)
+    failed = [record for record in records if not record.finished]
+    for record in failed[:5]:
+        err.print(f"Trial {record.number} failed: {record.reason}", markup=False)
+    if len(failed) > 5:
+        err.print(f"and {len(failed) - 5} more failed; their reasons are in the ledger")
+    if not ranked:
+        return
+    winner, value = ranked[0]
+    sets = [("validation split", ", ".join(spec.train_generators), winner.validation)]
+    sets += [(name, role_of(name, spec), metrics) for name, metrics in winner.generators.items()]
+    out.print(table(f"Winner: trial {winner.id}", METRIC_COLUMNS, metrics_rows(sets)))
+    out.print(f"Chosen by {criterion} = {percent(value)}: {CRITERIA[criterion].summary}.")
+    out.print(
+        "Winner's settings: " + ", ".join(f"{key} {_short(item)}" for key, item in winner.config.items())
+    )
+    if winner.collapsed:
+        out.print("Warning: its mask has collapsed, so it is no causal head.")
+    if spec.roles.test_generators and criterion != "oracle":
+        oracle = rank(records, "oracle", spec.roles)
+        mine = score(winner, "oracle", spec.roles)
+        if oracle and mine is not None:
+            gap = oracle[0][1] - mine
+            out.print(
+                f"Mean test AP {percent(mine)}. Oracle gap {100 * gap:.2f} points: trial {oracle[0][0].id} "
+                "would have been chosen by the test generators, which is not allowed."
+            )
+    if warning := saturated(records, criterion, spec.roles):
+        out.print(f"Warning: {warning}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> list[dict[str, Any]]:
+    """The finished trials, best first, as plain values."""
+    return [
+        {
+            "rank": place + 1,
+            "trial": record.id,
+            "head": record.config["head"],
+            criterion: value,
+            "validation_ap": record.validation["ap"],
+            "mean_test_ap": score(record, "oracle", spec.roles) if spec.test_generators else None,
+            "mask_mean": record.mask["mean"] if record.mask else None,
+            "collapsed": record.collapsed,
+            **{name: record.config.get(name) for name in HYPERPARAMETERS},
+        }
+        for place, (record, value) in enumerate(rank(records, criterion, spec.roles))
+    ]
+
+
+def show_leaderboard(rows: Sequence[dict[str, Any]], criterion: str, most: int) -> None:
+    """The first `most` rows as a table."""
+    columns = ["#", "trial<", "head<", criterion, "val AP", "test AP*", "mask", *HYPERPARAMETERS]
+    text = []
+    for row in rows[:most]:
+        mask = "-" if row["mask_mean"] is None else f"{row['mask_mean']:.3f}{'!' if row['collapsed'] else ''}"
+        text.append(
+            [
+                str(row["rank"]),
+                row["trial"],
+                row["head"],
+                percent(row[criterion]),
+                percent(row["validation_ap"]),
+                percent(row["mean_test_ap"]),
+                mask,
+                *("-" if row["head"] == "linear" else _short(row[name]) for name in HYPERPARAMETERS),
+            ]
+        )
+    out.print(table(f"Leaderboard by {criterion}", columns, text))
+    out.print("* reported only: test generators never choose. ! the mask has collapsed.")
+
+
+@click.command("leaderboard", epilog="Example: causal-tune leaderboard real --criterion train_domain")
+@click.argument("study")
+@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: the study's own]")
+@click.option("-n", "most", type=click.IntRange(1), default=10, show_default=True, help="Trials shown.")
+@workspace_option
+@json_option
+def leaderboard_command(study: str, criterion: str | None, most: int, workspace: Path, as_json: bool) -> None:
+    """The best trials of STUDY (a name, or a folder) with their hyperparameters, by any criterion."""
+    path = under_workspace(workspace, "studies", study)
+    spec = read_spec(path)
+    criterion = criterion or spec.criterion
+    records = Ledger(path / "trials").records()
+    rows = leaderboard_rows(spec, records, criterion)
+    num_failed = sum(not record.finished for record in records)
+    num_collapsed = sum(record.collapsed is not None for record in records)
+
+    def show() -> None:
+        show_leaderboard(rows, criterion, most)
+        out.print(
+            f"{len(records)} trials: {len(rows)} ranked, {num_failed} failed, {num_collapsed} collapsed."
+        )
+        if warning := saturated(records, criterion, spec.roles):
+            out.print(f"Warning: {warning}")
+
+    document = {
+        "study": str(path),
+        "criterion": criterion,
+        "num_trials": len(records),
+        "num_failed": num_failed,
+        "num_collapsed": num_collapsed,
+        "leaderboard": rows,
+    }
+    emit(as_json, document, show)

@@ -1,0 +1,157 @@
+"""`tune`: create, continue or extend a study."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from causal_tune.cli.leaderboard import leaderboard_rows, show_winner
+from causal_tune.cli.output import (
+    emit,
+    err,
+    json_option,
+    names,
+    out,
+    percent,
+    progress_bar,
+    workspace_option,
+)
+from causal_tune.errors import WorkFailed
+from causal_tune.selection import CRITERIA, score
+from causal_tune.study.run import StudyEvent, StudyResult, run_study
+from causal_tune.study.space import load_space
+from causal_tune.study.spec import make_spec
+from causal_tune.tracking import Tracker, default_uri
+
+__all__ = ["run_tune", "study_options", "tune_command"]
+
+
+def study_options(command: Any) -> Any:
+    """The options that `tune` and the jobs share."""
+    for option in reversed(
+        [
+            click.option("--study", required=True, help="Its name: the same name continues or extends it."),
+            click.option(
+                "--trials", required=True, type=click.IntRange(1), help="Trials in all, baselines included."
+            ),
+            click.option("--space", help="A name of search_spaces/, or the path of such a file."),
+            click.option(
+                "--train-generator", "train_generators", multiple=True, callback=names, help="Trained on."
+            ),
+            click.option(
+                "--val-generators", multiple=True, callback=names, help="Choose the winner. Comma-separated."
+            ),
+            click.option(
+                "--test-generators",
+                multiple=True,
+                callback=names,
+                help="Only judge. [default: all the others]",
+            ),
+            click.option(
+                "--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: best the data allows]"
+            ),
+            click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+            click.option(
+                "--max-concurrent", type=click.IntRange(1), help="Trials at a time. [default: the CPUs]"
+            ),
+            click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]"),
+            click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]"),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def run_tune(
+    *,
+    workspace: Path,
+    store: Path,
+    study: str,
+    trials: int,
+    space: str,
+    train_generators: Sequence[str],
+    val_generators: Sequence[str] = (),
+    test_generators: Sequence[str] = (),
+    criterion: str | None = None,
+    seed: int = 0,
+    max_concurrent: int | None = None,
+    tracking_uri: str | None = None,
+    address: str | None = None,
+) -> tuple[StudyResult, str]:
+    """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI."""
+    spec = make_spec(
+        workspace=workspace,
+        name=study,
+        store_path=store,
+        space=load_space(space),
+        train_generators=train_generators,
+        val_generators=val_generators,
+        test_generators=test_generators or None,
+        criterion=criterion,
+        seed=seed,
+        max_concurrent=max_concurrent,
+    )
+    tracker = Tracker(tracking_uri or default_uri(workspace), "causal-tune", spec)
+    best_score: float | None = None
+    num_failed = 0
+    with progress_bar(f"Study {study}", trials, "trials") as bar:
+
+        def on_event(event: StudyEvent) -> None:
+            nonlocal best_score, num_failed
+            if event.message:
+                err.print(f"Warning: {event.message}", markup=False)
+            if event.record is not None:
+                value = score(event.record, spec.criterion, spec.roles)
+                best_score = max((item for item in (best_score, value) if item is not None), default=None)
+                num_failed += not event.record.finished
+            note = f"best {spec.criterion} {percent(best_score)}" if best_score is not None else ""
+            bar.update(event.num_done, note + (f", {num_failed} failed" if num_failed else ""))
+
+        result = run_study(
+            spec,
+            num_trials=trials,
+            workspace=workspace,
+            ray_address=address,
+            on_event=on_event,
+            tracker=tracker,
+        )
+    return result, tracker.ui_command()
+
+
+@click.command(
+    "tune",
+    epilog="Example: causal-tune tune --store causal_tune_runs/stores/0123456789abcdef --space sd14 --study real "
+    "--trials 24 --train-generator sd14 --val-generators cyclegan",
+)
+@click.option(
+    "--store", required=True, type=click.Path(path_type=Path), help="As `causal-tune extract` printed it."
+)
+@study_options
+@workspace_option
+@json_option
+def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None, **options: Any) -> None:
+    """Create or continue a study of detector heads on the features of a store."""
+    result, ui_command = run_tune(workspace=workspace, store=store, space=space or "sd14", **options)
+
+    def show() -> None:
+        show_winner(result.spec, result.records, result.spec.criterion)
+        out.print(f"Study: {result.path}", soft_wrap=True)
+        out.print(f"Compare the trials: {ui_command}", soft_wrap=True)
+        out.print(f"Next: causal-tune export {result.spec.name}", soft_wrap=True)
+
+    num_failed = sum(not record.finished for record in result.records)
+    document = {
+        "study": str(result.path),
+        "num_trials": len(result.records),
+        "num_failed": num_failed,
+        "criterion": result.spec.criterion,
+        "mlflow_ui": ui_command,
+        "leaderboard": leaderboard_rows(result.spec, result.records, result.spec.criterion),
+    }
+    emit(as_json, document, show)
+    if num_failed:
+        raise WorkFailed(
+            f"{num_failed} of {len(result.records)} trials failed; the others stand. Their reasons are in "
+            f"{result.path / 'trials'}."
+        )

@@ -1,0 +1,56 @@
+"""Connecting to Ray: a local one made for this process, or the cluster that an address names."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from causal_tune.errors import StudyError
+
+__all__ = ["connected", "num_cpus"]
+
+_QUIET = {
+    # Tune's and Data's own progress would be mixed with ours
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[None]:
+    """A Ray to work on, for the length of the `with` block.
+
+    `address` is that of a cluster (`auto`, `host:6379`); without one, `RAY_ADDRESS` counts (it is
+    set inside `ray job submit`), and without that a local Ray is started and ended again. An
+    already connected process stays as it is. `StudyError` where the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise StudyError(
+            f"No Ray answers at {address or 'this machine'}: {error}. Start one with `ray start --head`, "
+            "correct --address, or leave it out to use a local Ray."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cpus() -> int:
+    """CPUs of the Ray that this process is connected to."""
+    return int(ray.cluster_resources().get("CPU", 1))

@@ -1,0 +1,176 @@
+"""A detector folder in use: images or features in, scores and verdicts out, with the preprocessing it was made with.
+
+    detectors/<name>/
+        model.safetensors  the head's tensors
+        detector.json      head, layer, encoder with weights hash, preprocessing, threshold, label map,
+                           metrics and provenance
+        README.md          the model card
+
+A score is the head's probability that an image is generated. Nothing in the folder is a pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load as load_safetensors
+
+from causal_tune.clip import ClipEncoder, describe_encoder, load_encoder
+from causal_tune.errors import CausalTuneError, DetectorError, UnreadableImage
+from causal_tune.heads import load_head
+from causal_tune.images.decode import PREPROCESSING, read_crop
+
+__all__ = ["DETECTOR_FORMAT", "Detector", "Scored", "load_detector"]
+
+DETECTOR_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """One image: a score and a verdict, or the reason why there is none."""
+
+    path: str
+    score: float | None
+    """Probability that the image is generated, in [0, 1]."""
+    verdict: str | None
+    """`generated` where the score reaches the detector's threshold, else `real`."""
+    reason: str | None
+
+
+class Detector:
+    """A head with everything it needs to score images. Made by `load_detector`."""
+
+    def __init__(self, description: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+        self.description = description
+        self.layer: str = description["layer"]
+        self.threshold: float = description["threshold"]["value"]
+        self._head = load_head(description["head"], state)
+        self._encoder: ClipEncoder | None = None
+
+    @property
+    def name(self) -> str:
+        """The detector's name."""
+        return str(self.description["name"])
+
+    def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores [n] of features [n, d] of this detector's layer and encoder."""
+        return torch.sigmoid(torch.from_numpy(self.logits(features))).numpy()
+
+    def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Log odds [n] of features [n, d]: scores before the sigmoid."""
+        with torch.inference_mode():
+            return self._head.logits(torch.from_numpy(np.ascontiguousarray(features))).numpy()
+
+    def verdict(self, score: float) -> str:
+        """`generated` or `real`, by the detector's threshold."""
+        return str(self.description["labels"]["1" if score >= self.threshold else "0"])
+
+    def encoder(self) -> ClipEncoder:
+        """The encoder, loaded once; `DetectorError` where its weights are not those of the training."""
+        if self._encoder is None:
+            wanted = self.description["encoder"]
+            # the training's dtype where this processor has it: scores differ in the third digit otherwise
+            found = describe_encoder(wanted["name"], layers=(self.layer,))
+            if found.weights_sha256 != wanted["weights_sha256"]:
+                raise DetectorError(
+                    f"The detector {self.name} was trained on features of {wanted['name']} with weights "
+                    f"{wanted['weights_sha256'][:12]}; the weights found here are {found.weights_sha256[:12]}. "
+                    f"Bring the right ones with `causal-tune fetch {wanted['name']}`."
+                )
+            if self.description["preprocessing"] != PREPROCESSING:
+                raise DetectorError(
+                    f"The detector {self.name} expects preprocessing {self.description['preprocessing']}; this "
+                    f"release does {PREPROCESSING}. Install the release that exported it "
+                    f"({self.description['provenance']['versions']['causal-tune']})."
+                )
+            self._encoder = load_encoder(wanted["name"], layers=(self.layer,))
+        return self._encoder
+
+    def score_images(self, paths: Iterable[Path], *, batch_size: int = 32) -> Iterator[Scored]:
+        """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
+        encoder = self.encoder()
+        remaining = iter(paths)
+        with ThreadPoolExecutor(max_workers=2) as readers:
+            ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
+            while ahead:
+                batch = [(path, future.result()) for path, future in ahead]
+                ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
+                crops = [crop for _, crop in batch if not isinstance(crop, str)]
+                scores = iter(
+                    self.score_features(encoder.encode(np.stack(crops))[self.layer]) if crops else ()
+                )
+                for path, crop in batch:
+                    if isinstance(crop, str):
+                        yield Scored(path=str(path), score=None, verdict=None, reason=crop)
+                    else:
+                        score = float(next(scores))
+                        yield Scored(path=str(path), score=score, verdict=self.verdict(score), reason=None)
+
+
+def _read(path: Path) -> "NDArray[np.uint8] | str":
+    """The crop, or the reason why there is none."""
+    try:
+        return read_crop(path)
+    except UnreadableImage as error:
+        return str(error)
+
+
+def load_detector(path: Path | str) -> Detector:
+    """The detector in the folder `path`.
+
+    `DetectorError` for a folder that is no detector, one of another format, or one whose
+    model.safetensors is not the file that detector.json names.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
+        data = (folder / "model.safetensors").read_bytes()
+    except (OSError, json.JSONDecodeError) as error:
+        raise DetectorError(
+            f"{folder} is not a detector: it needs a readable detector.json and model.safetensors ({error}). "
+            "Make one with `causal-tune export STUDY -o DIR`."
+        ) from error
+    if description.get("format") != DETECTOR_FORMAT:
+        raise DetectorError(
+            f"The detector {folder} has format {description.get('format')}; this release reads format "
+            f"{DETECTOR_FORMAT}. Install the release that wrote it, or export it again."
+        )
+    found = hashlib.sha256(data).hexdigest()
+    if found != description["model_sha256"]:
+        raise DetectorError(
+            f"{folder / 'model.safetensors'} has sha256 {found[:12]}, detector.json names "
+            f"{description['model_sha256'][:12]}: the file was changed or damaged. Copy the folder again."
+        )
+    try:
+        return Detector(description, load_safetensors(data))
+    except CausalTuneError:
+        raise
+    except (RuntimeError, KeyError) as error:
+        raise DetectorError(f"The detector {folder} cannot be loaded: {error}. Export it again.") from error
+
+
+def image_paths(inputs: Sequence[Path], suffixes: frozenset[str]) -> tuple[list[Path], int]:
+    """The images that `inputs` name, and how many other files the folders among them hold.
+
+    A file is taken as it is named, whatever its suffix; a folder gives its files with an image's
+    suffix, at any depth, sorted.
+    """
+    chosen: list[Path] = []
+    num_skipped = 0
+    for entry in inputs:
+        if entry.is_dir():
+            files = sorted(path for path in entry.rglob("*") if not path.is_dir())
+            images = [path for path in files if path.suffix.lower() in suffixes]
+            num_skipped += len(files) - len(images)
+            chosen += images
+        else:
+            chosen.append(entry)
+    return chosen, num_skipped

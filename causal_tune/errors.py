@@ -1,0 +1,73 @@
+"""The errors that people see: each says what was found, what was expected and the next step.
+
+Every error of this package is a `CausalTuneError`; the command line prints its message as one
+paragraph and ends with its `exit_code`. Anything else that reaches the command line is a bug.
+"""
+
+__all__ = [
+    "CausalTuneError",
+    "DetectorError",
+    "IndexingError",
+    "InvalidConfig",
+    "StoreError",
+    "StudyError",
+    "TrackingError",
+    "TrialFailed",
+    "UnknownName",
+    "UnreadableImage",
+    "WeightsError",
+    "WorkFailed",
+]
+
+
+class CausalTuneError(ValueError):
+    """Something the user can mend; `str(error)` says how."""
+
+    exit_code = 2
+    """2: wrong usage, nothing was done; 1: work was done and ended with failures."""
+
+
+class InvalidConfig(CausalTuneError):
+    """A value that is out of its range, or two values that contradict each other."""
+
+
+class UnknownName(CausalTuneError):
+    """A name that is in no table; the message lists the names there are."""
+
+
+class IndexingError(CausalTuneError):
+    """A folder, CSV or index file from which no sound image index can be made."""
+
+
+class UnreadableImage(CausalTuneError):
+    """One image that cannot be decoded; `str(error)` is the reason kept in the quarantine."""
+
+
+class WeightsError(CausalTuneError):
+    """Encoder weights that are missing, cannot be fetched, or are not the pinned bytes."""
+
+
+class StoreError(CausalTuneError):
+    """A feature store that is missing, unfinished, damaged or made by another encoder."""
+
+
+class StudyError(CausalTuneError):
+    """A study that cannot be created, continued or read."""
+
+
+class TrackingError(CausalTuneError):
+    """A tracking server that cannot be reached or refuses."""
+
+
+class DetectorError(CausalTuneError):
+    """A detector folder that is missing, damaged or of an unknown format."""
+
+
+class TrialFailed(CausalTuneError):
+    """One trial ended without a result; `str(error)` is the reason kept in the ledger."""
+
+
+class WorkFailed(CausalTuneError):
+    """Work was done, and ended with failures that the message counts."""
+
+    exit_code = 1

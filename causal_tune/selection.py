@@ -1,0 +1,215 @@
+"""Which trial is the best: selection criteria as pure functions of trial records.
+
+The names are those of domain generalisation (DomainBed, Gulrajani and Lopez-Paz, arXiv 2007.01434):
+a training-domain criterion sees only the generator that was trained on, a validation-generator
+criterion sees generators that are declared for choosing, and the oracle sees the test generators;
+what the oracle wins over a criterion is that criterion's oracle gap. The oracle is reported and
+never optimised.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from causal_tune.errors import StudyError
+from causal_tune.ledger import TrialRecord
+from causal_tune.registry import look_up
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Roles",
+    "best",
+    "check_objective",
+    "default_criterion",
+    "rank",
+    "saturated",
+    "score",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roles:
+    """Which generator trains, which chooses and which judges."""
+
+    train_generators: tuple[str, ...]
+    val_generators: tuple[str, ...] = ()
+    test_generators: tuple[str, ...] = ()
+
+
+Sets = Callable[[TrialRecord, Roles], list[dict[str, Any]]]
+
+
+def _named(record: TrialRecord, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [record.generators.get(name, {}) for name in names]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Criterion:
+    """A rule that gives a finished trial one number, higher being better."""
+
+    summary: str
+    """What it is, for tables."""
+    sets: Sets
+    """The metrics that it reads, one dict a set of images."""
+    combine: Callable[[Sequence[float]], float]
+    """From the AP of each set to the score."""
+    needs: str = ""
+    """The role that must not be empty: `val_generators`, `test_generators` or nothing."""
+    uses_test_domain: bool = False
+    """It reads test generators: reported as the oracle, never a study's objective."""
+
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        "train_domain": Criterion(
+            summary="AP on the validation split of the training generators",
+            sets=lambda record, roles: [record.validation],
+            combine=_mean,
+        ),
+        "val_generators": Criterion(
+            summary="mean AP over the validation generators",
+            sets=lambda record, roles: _named(record, roles.val_generators),
+            combine=_mean,
+            needs="val_generators",
+        ),
+        "worst_generator": Criterion(
+            summary="lowest AP of a validation generator",
+            sets=lambda record, roles: _named(record, roles.val_generators),
+            combine=min,
+            needs="val_generators",
+        ),
+        "oracle": Criterion(
+            summary="mean AP over the test generators (reported, never optimised)",
+            sets=lambda record, roles: _named(record, roles.test_generators),
+            combine=_mean,
+            needs="test_generators",
+            uses_test_domain=True,
+        ),
+    }
+)
+
+# Of two heads with the same score the one with fewer parts is taken; heads not named here come last.
+_SIMPLEST_FIRST = ("linear",)
+
+
+def default_criterion(roles: Roles) -> str:
+    """`val_generators` where the study has some, else `train_domain` (which saturates).
+
+    >>> default_criterion(Roles(train_generators=("sd14",), val_generators=("cyclegan",)))
+    'val_generators'
+    """
+    return "val_generators" if roles.val_generators else "train_domain"
+
+
+def check_objective(name: str, roles: Roles) -> Criterion:
+    """The criterion, if a study with these roles may optimise it; else `StudyError` says why not."""
+    criterion = look_up("criterion", CRITERIA, name)
+    if criterion.uses_test_domain:
+        allowed = sorted(key for key, value in CRITERIA.items() if not value.uses_test_domain)
+        raise StudyError(
+            f"The criterion {name!r} reads the test generators, so a study that optimised it would have "
+            f"no test left. Optimise one of {', '.join(allowed)}; {name!r} is reported beside it."
+        )
+    _check_needs(name, criterion, roles)
+    return criterion
+
+
+def _check_needs(name: str, criterion: Criterion, roles: Roles) -> None:
+    if criterion.needs and not getattr(roles, criterion.needs):
+        option = "--" + criterion.needs.replace("_", "-")
+        raise StudyError(
+            f"The criterion {name!r} needs {criterion.needs.replace('_', ' ')}, and the study has none. "
+            f"Name some with `{option}`, or choose the criterion 'train_domain'."
+        )
+
+
+def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
+    """The criterion's value of a trial; None where it failed or a set lacks a class.
+
+    >>> record = TrialRecord(
+    ...     number=0, id="00000-x", state="finished", config={}, seed=0, validation={"ap": 0.9}
+    ... )
+    >>> score(record, "train_domain", Roles(train_generators=("sd14",)))
+    0.9
+    """
+    rule = look_up("criterion", CRITERIA, criterion)
+    if not record.finished:
+        return None
+    values = [metrics.get("ap") for metrics in rule.sets(record, roles)]
+    present = [float(value) for value in values if value is not None]
+    if not present or len(present) < len(values):
+        return None
+    return rule.combine(present)
+
+
+def rank(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> list[tuple[TrialRecord, float]]:
+    """The finished trials with their scores, best first; failed ones and those without a score left out.
+
+    Ties: the simpler head first, then the lower number, so the order is a function of the records.
+    """
+    _check_needs(criterion, look_up("criterion", CRITERIA, criterion), roles)
+    scored = [(record, score(record, criterion, roles)) for record in records]
+    kept = [(record, value) for record, value in scored if value is not None]
+
+    def order(item: tuple[TrialRecord, float]) -> tuple[float, int, int]:
+        record, value = item
+        head = record.config.get("head")
+        place = _SIMPLEST_FIRST.index(head) if head in _SIMPLEST_FIRST else len(_SIMPLEST_FIRST)
+        return (-value, place, record.number)
+
+    return sorted(kept, key=order)
+
+
+def best(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> TrialRecord:
+    """The winner by `criterion`; `StudyError` counts the reasons where no trial can be chosen."""
+    records = list(records)
+    ranked = rank(records, criterion, roles)
+    if ranked:
+        return ranked[0][0]
+    if not records:
+        raise StudyError(
+            "The study has no finished trial yet. Run the same `causal-tune tune` again: it continues."
+        )
+    unscored = f"no {criterion} score: a class is missing"
+    reasons = Counter(unscored if record.finished else record.reason for record in records)
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    raise StudyError(
+        f"None of the {len(records)} trials can be chosen by {criterion!r}: {listed}. "
+        "Mend the cause, or widen the search space, and run a study under another --study name."
+    )
+
+
+def saturated(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> str | None:
+    """A warning where the better half of the trials lies within the noise of the best one, else None.
+
+    The noise of one set's AP is taken as sqrt(AP (1 - AP) / n) with n the smaller class: coarse, and
+    enough to tell a criterion that ranks trials from one that draws lots. Needs 4 scored trials.
+    """
+    ranked = rank(records, criterion, roles)
+    if len(ranked) < 4:
+        return None
+    top, top_score = ranked[0]
+    sets = look_up("criterion", CRITERIA, criterion).sets(top, roles)
+    variances = [
+        metrics["ap"] * (1 - metrics["ap"]) / min(metrics["num_real"], metrics["num_generated"])
+        for metrics in sets
+    ]
+    # A mean over k sets has the mean variance over k; a minimum is as noisy as one set.
+    shared = len(sets) if look_up("criterion", CRITERIA, criterion).combine is _mean else 1
+    noise = math.sqrt(_mean(variances) / shared)
+    spread = top_score - ranked[len(ranked) // 2][1]
+    if spread > 2 * noise:
+        return None
+    return (
+        f"The criterion {criterion!r} is saturated: half of the {len(ranked)} trials lie within "
+        f"{spread:.4f} of the best ({top_score:.4f}), and its own noise is about {noise:.4f}. "
+        "It cannot tell these trials apart; name (more) validation generators."
+    )

@@ -1,0 +1,278 @@
+"""Run a study: what its ledger lacks, on Ray, each trial exactly once."""
+
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import optuna
+from ray import tune
+
+from causal_tune.cluster import connected
+from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFailed
+from causal_tune.features import FeatureStore
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.lock import owned
+from causal_tune.selection import rank
+from causal_tune.study.search import LedgerSearch, LostTrials
+from causal_tune.study.spec import StudySpec, freeze, study_path
+from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
+from causal_tune.tracking import Tracker
+
+__all__ = ["StudyEvent", "StudyResult", "run_study"]
+
+_TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three loggers a trial that nobody reads
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would save a state that is never restored
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial has no objective
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the same: the ledger is the state
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyEvent:
+    """Something that a progress display wants to know."""
+
+    kind: str
+    """`started`, `trial`, `warning` or `ended`."""
+    num_done: int
+    """Trials in the ledger."""
+    num_trials: int
+    """Trials wanted."""
+    record: TrialRecord | None = None
+    """The trial that ended, for `trial`."""
+    message: str = ""
+    """For `warning`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """A study after a run."""
+
+    spec: StudySpec
+    path: Path
+    records: list[TrialRecord]
+    """All trials in the ledger, by number."""
+    best: TrialRecord | None
+    """The winner by the study's criterion; None where no trial can be chosen."""
+    num_new: int
+    """Trials that this run added."""
+    duration_s: float
+
+    @property
+    def num_finished(self) -> int:
+        """Trials with a result."""
+        return sum(record.finished for record in self.records)
+
+    @property
+    def num_failed(self) -> int:
+        """Trials without one; their records say why."""
+        return len(self.records) - self.num_finished
+
+
+def run_study(
+    spec: StudySpec,
+    *,
+    num_trials: int,
+    workspace: Path | str,
+    ray_address: str | None = None,
+    on_event: Callable[[StudyEvent], None] | None = None,
+    tracker: Tracker | None = None,
+    work: Work = train_on_store,
+) -> StudyResult:
+    """Create or continue the study until it has `num_trials` trials, failed ones included.
+
+    A killed run is continued by calling this again; the study ends as if it had not been killed.
+    `StudyError` where the study of that name is another one, where another process runs it, or where
+    the ledger cannot be read or written; `StoreError` for the store; `TrackingError` where MLflow does
+    not answer at the start (later failures are warnings, and the next run delivers what is missing);
+    `WorkFailed` after SIGTERM or Ctrl-C, with what is kept.
+    """
+    if num_trials < 1:
+        raise InvalidConfig(f"{num_trials} trials were asked for; at least 1 is needed.")
+    path = study_path(workspace, spec.name)
+    with owned(path, "study"):
+        spec = freeze(spec, workspace)
+        store = FeatureStore(spec.store_path)
+        if store.fingerprint != spec.store_fingerprint:
+            raise StudyError(
+                f"The store {store.path} has the fingerprint {store.fingerprint}, the study {spec.name!r} "
+                f"was made for {spec.store_fingerprint}. Point --store at that one, or use another --study name."
+            )
+        return _Run(spec, path, num_trials, on_event, tracker).go(ray_address, work)
+
+
+class _Run:
+    """The state of one call of `run_study`."""
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        path: Path,
+        num_trials: int,
+        on_event: Callable[[StudyEvent], None] | None,
+        tracker: Tracker | None,
+    ) -> None:
+        self.spec, self.path, self.num_trials = spec, path, num_trials
+        self.on_event, self.tracker = on_event, tracker
+        self.ledger = Ledger(path / "trials")
+        self.records = {record.number: record for record in self.ledger.records()}
+        self.num_before = len(self.records)
+        self.tracking_broken = False
+
+    def go(self, ray_address: str | None, work: Work) -> StudyResult:
+        started = time.time()
+        if self.tracker:
+            if self.tracker.spec.uid != self.spec.uid:
+                # the study existed before: its runs are known by the identity it was made with
+                self.tracker.spec = self.spec
+            self.tracker.start()
+            self.tracker.sync(self.records.values())
+        self._tell("started")
+        if any(number not in self.records for number in range(self.num_trials)):
+            with connected(ray_address), _stop_signals():
+                try:
+                    self._search(work)
+                except KeyboardInterrupt:
+                    raise WorkFailed(
+                        f"The study {self.spec.name!r} was stopped: {len(self.records)} of {self.num_trials} "
+                        f"trials are done and kept in {self.path}. Run the same command again to continue."
+                    ) from None
+        ranked = rank(self.records.values(), self.spec.criterion, self.spec.roles)
+        best = ranked[0][0] if ranked else None
+        if self.tracker:
+            try:
+                self.tracker.sync(self.records.values())
+                self.tracker.finish(best)
+            except TrackingError as error:
+                self._tell("warning", message=str(error))
+        self._tell("ended")
+        return StudyResult(
+            spec=self.spec,
+            path=self.path,
+            records=[self.records[number] for number in sorted(self.records)],
+            best=best,
+            num_new=len(self.records) - self.num_before,
+            duration_s=time.time() - started,
+        )
+
+    def _search(self, work: Work) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        search = LedgerSearch(
+            self.spec, self.records.values(), num_trials=self.num_trials, record=self._record
+        )
+        for left_over in self.path.glob(".tune-*"):  # of a driver that was killed; the lock is ours
+            shutil.rmtree(left_over, ignore_errors=True)
+        scratch = self.path / f".tune-{os.getpid()}"
+        trainable = tune.with_parameters(
+            TrialWorker, spec=self.spec, checkpoints_path=str(self.path / "checkpoints"), work=work
+        )
+        try:
+            with _environment(_TUNE_SETTINGS):
+                tune.Tuner(
+                    tune.with_resources(trainable, {"cpu": 1}),
+                    tune_config=tune.TuneConfig(
+                        search_alg=search,
+                        num_samples=search.num_missing,
+                        max_concurrent_trials=self.spec.max_concurrent,
+                        reuse_actors=True,
+                    ),
+                    run_config=tune.RunConfig(
+                        name="tune",
+                        storage_path=str(scratch),
+                        verbose=0,
+                        # the head is in the study's checkpoints already
+                        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                        failure_config=tune.FailureConfig(max_failures=1),
+                        callbacks=[LostTrials(search, failed_record)],
+                    ),
+                ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if search.failure:
+            raise search.failure
+        if missing := sorted(set(range(self.num_trials)) - self.records.keys()):
+            raise WorkFailed(
+                f"The study {self.spec.name!r} ended without {len(missing)} of its trials: Ray stopped "
+                f"early. {len(self.records)} trials are kept; run the same command again to continue."
+            )
+
+    def _record(self, record: TrialRecord) -> None:
+        if record.checkpoint and not (self.path / "checkpoints" / record.checkpoint).is_file():
+            record = failed_record(
+                record.number,
+                record.config,
+                "its checkpoint did not reach the study's folder; on several machines the workspace has to "
+                "be on storage that all of them share",
+            )
+        try:
+            self.ledger.add(record)
+        except OSError as error:
+            raise StudyError(
+                f"Trial {record.number} cannot be written to {self.ledger.path}: {error}. Make room or mend "
+                "the permissions, and run the same command again: it continues."
+            ) from error
+        self.records[record.number] = record
+        if self.tracker and not self.tracking_broken:
+            try:
+                self.tracker.log_trial(record, self.spec.roles)
+            except TrackingError as error:
+                self.tracking_broken = True  # each further attempt would wait for its time-outs
+                self._tell("warning", message=f"{error} The study goes on without it.")
+        self._tell("trial", record=record)
+
+    def _tell(self, kind: str, *, record: TrialRecord | None = None, message: str = "") -> None:
+        if self.on_event:
+            self.on_event(
+                StudyEvent(
+                    kind=kind,
+                    num_done=len(self.records),
+                    num_trials=max(self.num_trials, len(self.records)),
+                    record=record,
+                    message=message,
+                )
+            )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    # Ray Tune has these settings nowhere else
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM (which `ray job stop` sends first) does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

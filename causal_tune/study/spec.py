@@ -1,0 +1,291 @@
+"""What a study is, frozen when it is created: `StudySpec`, in `studies/<name>/study.json`.
+
+A study is continued by its name. Everything that its trials are a function of is compared with the
+frozen spec, and a difference is an error; the number of trials is no part of it, so a study can be
+extended. Where the store lies and which library versions run may change; both are written down.
+"""
+
+import json
+import os
+import re
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causal_tune import __version__
+from causal_tune.atomic import write_json
+from causal_tune.errors import InvalidConfig, StudyError
+from causal_tune.features import FeatureStore, partition
+from causal_tune.selection import Roles, check_objective, default_criterion
+from causal_tune.study.space import SearchSpace
+from causal_tune.study.suggestion import SAMPLER
+
+__all__ = ["SPEC_FORMAT", "StudySpec", "freeze", "library_versions", "make_spec", "read_spec", "study_path"]
+
+SPEC_FORMAT = 1
+
+_LIBRARIES = ("ray", "optuna", "torch", "numpy", "mlflow")
+
+# Not compared when a study is continued: they do not change what a trial is.
+_MAY_DIFFER = {"uid", "name", "store_path", "space_name", "space_sha256", "space", "versions"}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that a result may depend on."""
+    return {
+        "python": sys.version.split()[0],
+        "causal_tune": __version__,
+        **{name: metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudySpec:
+    """All that the trials of a study are a function of, beside the number of trials."""
+
+    name: str
+    uid: str
+    """Random, made with the study: what MLflow knows it by."""
+    store_path: str
+    """Where the feature store lies; may move."""
+    store_fingerprint: str
+    space_name: str
+    space_sha256: str
+    space: dict[str, Any]
+    """`SearchSpace.to_json()`: the study does not need the file again."""
+    train_generators: tuple[str, ...]
+    val_generators: tuple[str, ...]
+    test_generators: tuple[str, ...]
+    criterion: str
+    """The objective, a name of `selection.CRITERIA`."""
+    seed: int
+    max_concurrent: int
+    """Trials at a time."""
+    window: int
+    """A suggestion waits for the results of all trials but the last `window - 1` (`suggestion`)."""
+    sampler: str = SAMPLER
+    format: int = SPEC_FORMAT
+    versions: dict[str, str]
+    """Library versions when the study was created."""
+
+    @property
+    def roles(self) -> Roles:
+        """Which generator trains, which chooses and which judges."""
+        return Roles(
+            train_generators=self.train_generators,
+            val_generators=self.val_generators,
+            test_generators=self.test_generators,
+        )
+
+    def search_space(self) -> SearchSpace:
+        """The frozen search space."""
+        return SearchSpace.from_json(self.space)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it lies in study.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "StudySpec":
+        """The inverse of `to_json`; `StudyError` for another format or other fields."""
+        if content.get("format") != SPEC_FORMAT:
+            raise StudyError(
+                f"it has study format {content.get('format')!r}; this release reads format {SPEC_FORMAT}"
+            )
+        if wrong := sorted({item.name for item in fields(cls)} ^ content.keys()):
+            raise StudyError(f"its fields are not those of a study: {', '.join(wrong)}")
+        tuples = {key: tuple(content[key]) for key in content if key.endswith("_generators")}
+        return cls(**{**content, **tuples})
+
+
+def study_path(workspace: Path | str, name: str) -> Path:
+    """The folder of a study; `StudyError` for a name that cannot be a folder's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise StudyError(
+            f"{name!r} cannot be the name of a study, which is also its folder's: use letters, digits, "
+            "dots, dashes and underscores, beginning with a letter or digit."
+        )
+    return Path(workspace).absolute() / "studies" / name
+
+
+def read_spec(path: Path) -> StudySpec:
+    """The frozen spec of the study in this folder; `StudyError` where there is none that can be read."""
+    spec_path = path / "study.json"
+    if not spec_path.is_file():
+        others = sorted(item.parent.name for item in path.parent.glob("*/study.json"))
+        there = f"There are: {', '.join(others)}." if others else "There is none yet."
+        raise StudyError(
+            f"There is no study {path.name!r} in {path.parent}. {there} "
+            "`causal-tune tune --study NAME` makes one."
+        )
+    try:
+        return StudySpec.from_json(json.loads(spec_path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # StudyError and JSONDecodeError are ValueErrors
+        raise StudyError(
+            f"{spec_path} cannot be read: {error}. Restore it from a copy, or begin a study under another "
+            "--study name."
+        ) from error
+
+
+def freeze(spec: StudySpec, workspace: Path | str) -> StudySpec:
+    """Create the study, or agree to continue it: the frozen spec, with the store's present path.
+
+    `StudyError` where the study of that name is another one; it names every field that differs.
+    """
+    path = study_path(workspace, spec.name)
+    if not (path / "study.json").exists():
+        write_json(path / "study.json", spec.to_json())
+        return spec
+    frozen = read_spec(path)
+    old, new = frozen.to_json(), spec.to_json()
+    differing = [
+        f"{key} is {_shown(old[key])}, now asked: {_shown(new[key])}"
+        for key in old
+        if key not in _MAY_DIFFER and old[key] != new[key]
+    ]
+    if frozen.space_sha256 != spec.space_sha256:
+        differing.append(_space_difference(frozen, spec))
+    if differing:
+        raise StudyError(
+            f"The study {spec.name!r} exists and is another one: {'; '.join(differing)}. Ask for the same to "
+            "continue it, or give this one another --study name."
+        )
+    return replace(frozen, store_path=spec.store_path)
+
+
+def _space_difference(frozen: StudySpec, asked: StudySpec) -> str:
+    parts = []
+    for part in ("distributions", "defaults", "enqueued"):
+        old, new = frozen.space[part], asked.space[part]
+        if isinstance(old, dict) and old != new:
+            keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+            parts.append(f"{part} of {', '.join(keys)}")
+        elif old != new:
+            parts.append(part)
+    return (
+        f"the search space is {frozen.space_name!r}, now asked: {asked.space_name!r} with other "
+        f"{' and '.join(parts)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return repr(value)
+
+
+def make_spec(
+    *,
+    workspace: Path | str,
+    name: str,
+    store_path: Path | str,
+    space: SearchSpace,
+    train_generators: Sequence[str],
+    val_generators: Sequence[str] = (),
+    test_generators: Sequence[str] | None = None,
+    criterion: str | None = None,
+    seed: int = 0,
+    max_concurrent: int | None = None,
+) -> StudySpec:
+    """A checked spec. Nothing is written.
+
+    `test_generators` default to all that neither train nor choose, `criterion` to the best one that
+    the roles allow, `max_concurrent` to the existing study's, else to the CPUs of this machine.
+    `StudyError` or `InvalidConfig` for generators that the store does not have, roles that overlap, a
+    set without both classes, and a criterion that may not or cannot be optimised.
+    """
+    path = study_path(workspace, name)
+    store = FeatureStore(store_path)
+    known = sorted(set(store.rows["generator"].to_pylist()))
+    chosen = {"--train-generator": tuple(train_generators), "--val-generators": tuple(val_generators)}
+    if test_generators is None:
+        test_generators = [item for item in known if not any(item in names for names in chosen.values())]
+    chosen["--test-generators"] = tuple(test_generators)
+    _check_roles(chosen, known, store.path)
+    roles = Roles(
+        train_generators=chosen["--train-generator"],
+        val_generators=chosen["--val-generators"],
+        test_generators=chosen["--test-generators"],
+    )
+    criterion = criterion or default_criterion(roles)
+    check_objective(criterion, roles)
+    _check_classes(store, roles)
+
+    if max_concurrent is None:
+        exists = (path / "study.json").exists()
+        max_concurrent = read_spec(path).max_concurrent if exists else os.cpu_count() or 1
+    if max_concurrent < 1:
+        raise InvalidConfig(f"{max_concurrent} trials at a time were asked for; at least 1 is needed.")
+    if seed < 0:
+        raise InvalidConfig(f"The seed is {seed}; a whole number from 0 was expected.")
+    layers = {space.defaults.get("layer", "proj")}
+    if "layer" in space.distributions:
+        layers = set(getattr(space.distributions["layer"], "choices", ()))
+    if absent := sorted(layers - store.layers.keys()):
+        raise InvalidConfig(
+            f"The search space {space.name!r} asks for the layers {', '.join(absent)}, which the store "
+            f"{store.path} does not have; it has {', '.join(store.layers)}. Extract again with "
+            f"`--layers {','.join(sorted(layers | store.layers.keys()))}`, or change the space."
+        )
+    return StudySpec(
+        name=name,
+        uid=uuid.uuid4().hex,
+        store_path=str(store.path),
+        store_fingerprint=store.fingerprint,
+        space_name=space.name,
+        space_sha256=space.sha256,
+        space=space.to_json(),
+        train_generators=roles.train_generators,
+        val_generators=roles.val_generators,
+        test_generators=roles.test_generators,
+        criterion=criterion,
+        seed=seed,
+        max_concurrent=max_concurrent,
+        # One at a time needs no slack; else half of the window may still be running while the
+        # other half is being suggested, so that one slow trial does not idle the other workers.
+        window=1 if max_concurrent == 1 else 2 * max_concurrent,
+        versions=library_versions(),
+    )
+
+
+def _check_roles(chosen: Mapping[str, tuple[str, ...]], known: Sequence[str], store_path: Path) -> None:
+    if not chosen["--train-generator"]:
+        raise StudyError(f"No --train-generator is named. The store has: {', '.join(known)}.")
+    seen: dict[str, str] = {}
+    for option, names in chosen.items():
+        for generator in names:
+            if generator not in known:
+                raise StudyError(
+                    f"{option} names {generator!r}, which the store {store_path} does not have. It has: "
+                    f"{', '.join(known)}."
+                )
+            if generator in seen:
+                raise StudyError(
+                    f"The generator {generator!r} is named by {seen[generator]} and by {option}; what trains "
+                    "or chooses cannot judge. Name it once."
+                )
+            seen[generator] = option
+
+
+def _check_classes(store: FeatureStore, roles: Roles) -> None:
+    parts = partition(
+        store.rows,
+        train_generators=roles.train_generators,
+        val_generators=roles.val_generators,
+        test_generators=roles.test_generators,
+    )
+    labels = store.rows["label"].to_numpy()
+    for generator in roles.val_generators:
+        present = set(np.unique(labels[parts.generators[generator]]).tolist())
+        if len(present) < 2:
+            raise StudyError(
+                f"The images that judge the validation generator {generator!r} are all "
+                f"{'generated' if present == {1} else 'real'}; its AP needs both classes. Add the other "
+                "class to the index, or name another of --val-generators."
+            )

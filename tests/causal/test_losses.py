@@ -1,0 +1,163 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causal_tune.causal import losses
+from tests.causal import checks
+from tests.reference import causal_numpy as reference
+
+SEEDS = st.integers(0, 2**31)
+
+
+def test_classification_is_the_reference_in_value_and_gradient():
+    checks.check_cross_entropy(losses.classification, reference.classification)
+
+
+def test_adversarial_is_the_sum_of_its_halves_in_value_and_gradient():
+    checks.check_cross_entropy(losses.adversarial, reference.adversarial)
+
+
+def test_sparsity_is_the_reference_in_value_and_gradient():
+    checks.check_sparsity(losses.sparsity)
+
+
+def test_hsic_is_the_reference_in_value_and_gradient():
+    checks.check_hsic(losses.hsic)
+
+
+def test_invariance_is_the_reference_in_value_and_gradient():
+    checks.check_invariance(losses.invariance)
+
+
+def test_total_is_the_reference():
+    checks.check_total(losses.total)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 8), d1=st.integers(1, 6), d2=st.integers(1, 6), seed=SEEDS)
+def test_hsic_of_any_shape_is_the_reference(n, d1, d2, seed):
+    x, y = checks.draw(seed, n, d1), checks.draw(seed + 1, n, d2)
+    actual = losses.hsic(checks.tensor(x), checks.tensor(y)).item()
+    np.testing.assert_allclose(actual, reference.hsic(x, y), rtol=1e-10, atol=1e-14)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 9), d=st.integers(1, 5), seed=SEEDS)
+def test_kernel_parts_are_the_reference(n, d, seed):
+    x = checks.draw(seed, n, d)
+    squared = losses.squared_distances(checks.tensor(x))
+    np.testing.assert_allclose(squared.numpy(), reference.squared_distances(x), rtol=1e-10, atol=1e-12)
+    bandwidth = losses.median_bandwidth(squared)
+    np.testing.assert_allclose(
+        bandwidth.item(), reference.median_bandwidth(reference.squared_distances(x)), rtol=1e-10
+    )
+    np.testing.assert_allclose(
+        losses.gaussian_kernel(squared, bandwidth).numpy(),
+        reference.gaussian_kernel(reference.squared_distances(x), bandwidth.item()),
+        rtol=1e-10,
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 9), scale=st.floats(0.1, 30.0), seed=SEEDS)
+def test_invariance_of_any_logits_is_the_reference_and_not_negative(n, scale, seed):
+    a, b = checks.draw(seed, n, scale=scale), checks.draw(seed + 1, n, scale=scale)
+    actual = losses.invariance(checks.tensor(a), checks.tensor(b)).item()
+    np.testing.assert_allclose(actual, reference.invariance(a, b), **checks.VALUES)
+    assert actual >= -1e-12
+
+
+def test_hsic_of_the_worked_example():
+    """Two points have one distance, so each kernel is [[1, e], [e, 1]] with e = exp(-1/2)."""
+    x, y = torch.tensor([[0.0], [5.0]]), torch.tensor([[1.0, 1.0], [2.0, 3.0]])
+    assert losses.hsic(x, y).item() == pytest.approx((1 - math.exp(-0.5)) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 7.3])
+def test_hsic_with_a_constant_is_zero_and_so_is_its_gradient(constant):
+    x = torch.full((8, 3), constant, requires_grad=True)
+    y = torch.randn(8, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = losses.hsic(x, y)
+    gradients = torch.autograd.grad(value, (x, y))
+    assert abs(value.item()) < 1e-7
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+        assert gradient.abs().max() < 1e-6
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 8), seed=SEEDS)
+def test_hsic_is_symmetric_and_blind_to_order_shift_and_scale(n, seed):
+    x, y = checks.tensor(checks.draw(seed, n, 3)), checks.tensor(checks.draw(seed + 1, n, 4))
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
+    expected = losses.hsic(x, y).item()
+    assert expected >= -1e-15
+    for same in (losses.hsic(y, x), losses.hsic(x[order], y[order]), losses.hsic(3 * x + 5, y - 2)):
+        np.testing.assert_allclose(same.item(), expected, rtol=1e-9, atol=1e-14)
+
+
+def test_hsic_sees_dependence_and_has_a_floor_without_it():
+    """At n = 256 in high dimension independent samples give about (1 - exp(-1/2))^2 / n = 6e-4."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(256, 512, generator=generator) for _ in range(2))
+    floor = losses.hsic(x, y).item()
+    assert floor == pytest.approx(6e-4, rel=0.15)
+    assert losses.hsic(x[:, :1], x[:, :1].square()).item() > 10 * floor
+
+
+def test_hsic_in_float32_keeps_three_digits():
+    """Stated bound for float32 at the size of a batch: 1e-3 relative, also far from the origin."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(256, 64)) + 20
+    y = 0.1 * x[:, :32] + rng.normal(size=(256, 32))
+    exact = losses.hsic(checks.tensor(x), checks.tensor(y)).item()
+    single = losses.hsic(checks.tensor(x).float(), checks.tensor(y).float()).item()
+    assert single == pytest.approx(exact, rel=1e-3)
+
+
+def test_bandwidth_carries_no_gradient_and_has_a_floor():
+    squared = torch.tensor([[0.0, 4.0], [4.0, 0.0]], requires_grad=True)
+    assert not losses.median_bandwidth(squared).requires_grad
+    assert losses.median_bandwidth(torch.zeros(3, 3)).item() == pytest.approx(1e-6)
+
+
+def test_bandwidth_with_ties_is_the_reference():
+    """Of 6 pairs the two in the middle are equal in one case and not in the other."""
+    for x in ([[0.0], [1.0], [2.0], [3.0]], [[0.0], [0.0], [0.0], [3.0]], [[0.0], [1.0], [1.0], [5.0]]):
+        squared = reference.squared_distances(np.array(x))
+        actual = losses.median_bandwidth(checks.tensor(squared)).item()
+        assert actual == pytest.approx(reference.median_bandwidth(squared), rel=1e-12)
+
+
+@pytest.mark.parametrize("logit", [0.0, 30.0, 1e4])
+def test_losses_of_extreme_logits_are_finite_with_finite_gradients(logit):
+    z = torch.tensor([logit, -logit], requires_grad=True)
+    other = torch.tensor([-logit, logit], requires_grad=True)
+    value = losses.invariance(z, other) + losses.classification(z, torch.tensor([0.0, 1.0]))
+    gradients = torch.autograd.grad(value, (z, other))
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_invariance_of_equal_logits_is_zero():
+    z = torch.linspace(-50, 50, 101)
+    assert losses.invariance(z, z.clone()).item() == 0.0
+
+
+def test_float32_agrees_with_float64():
+    """Stated bound for float32: 1e-5 relative for every term but HSIC."""
+    z, w, y = checks.draw(0, 64, scale=3.0), checks.draw(1, 64, scale=3.0), checks.labels(2, 64)
+    m = checks.uniform_mask(3, 64, 32)
+    for function, arguments in (
+        (losses.classification, (z, y)),
+        (losses.adversarial, (z, y)),
+        (losses.invariance, (z, w)),
+        (losses.sparsity, (m,)),
+    ):
+        exact = function(*map(checks.tensor, arguments)).item()
+        single = function(*(checks.tensor(argument).float() for argument in arguments)).item()
+        assert single == pytest.approx(exact, rel=1e-5)

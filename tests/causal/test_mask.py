@@ -1,0 +1,139 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causal_tune.causal import mask
+from tests.causal import checks
+from tests.reference import causal_numpy as reference
+
+SEEDS = st.integers(0, 2**31)
+
+
+def test_gumbel_sigmoid_is_the_reference_in_value_and_gradient():
+    checks.check_gumbel_sigmoid(mask.gumbel_sigmoid)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 6), d=st.integers(1, 6), tau=st.floats(0.05, 5.0), seed=SEEDS)
+def test_gumbel_sigmoid_of_any_shape_and_temperature(n, d, tau, seed):
+    logits, noise = checks.draw(seed, n, d, scale=3.0), checks.draw(seed + 1, n, d)
+    actual = mask.gumbel_sigmoid(checks.tensor(logits), tau, checks.tensor(noise)).numpy()
+    np.testing.assert_allclose(actual, reference.gumbel_sigmoid(logits, tau, noise), **checks.VALUES)
+
+
+def test_mask_rate_does_not_depend_on_temperature():
+    checks.check_mask_rate(mask.gumbel_sigmoid, mask.gumbel_noise)
+
+
+def test_gumbel_noise_is_the_inversion_of_its_uniform_draws():
+    noise = mask.gumbel_noise((3, 4), torch.Generator().manual_seed(7), dtype=torch.float64)
+    uniform = torch.rand((3, 4), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    np.testing.assert_allclose(noise.numpy(), reference.gumbel_noise(uniform.numpy()), **checks.VALUES)
+
+
+def test_gumbel_noise_has_the_mean_and_variance_of_its_distribution():
+    noise = mask.gumbel_noise((1000, 1000), torch.Generator().manual_seed(1)).double()
+    variance = math.pi**2 / 6
+    assert noise.mean().item() == pytest.approx(0.5772157, abs=4 * math.sqrt(variance / 1e6))
+    # the fourth central moment of a Gumbel variable is 5.4 variances squared
+    assert noise.var().item() == pytest.approx(variance, abs=4 * math.sqrt(4.4 / 1e6) * variance)
+
+
+def test_gumbel_noise_of_a_uniform_draw_of_zero_is_finite(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    assert mask.gumbel_noise((2, 2), torch.Generator()).isfinite().all()
+
+
+def test_noise_depends_on_its_generator_only():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = mask.gumbel_noise((5, 5), torch.Generator().manual_seed(3))
+    drops = mask.drop_noise((5, 5), 0.5, torch.Generator().manual_seed(3))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(first, mask.gumbel_noise((5, 5), torch.Generator().manual_seed(3)))
+    assert torch.equal(drops, mask.drop_noise((5, 5), 0.5, torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("num_quantiles", [1, 2, 32])
+def test_gumbel_quantiles_are_the_references(num_quantiles):
+    np.testing.assert_allclose(
+        mask.gumbel_quantiles(num_quantiles), reference.gumbel_quantiles(num_quantiles), **checks.VALUES
+    )
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(1, 4), d=st.integers(1, 4), tau=st.floats(0.05, 5.0), seed=SEEDS)
+def test_expected_mask_is_the_reference(n, d, tau, seed):
+    logits = checks.draw(seed, n, d, scale=3.0)
+    actual = mask.expected_mask(checks.tensor(logits), tau, quantiles=8).numpy()
+    np.testing.assert_allclose(actual, reference.expected_mask(logits, tau, 8), **checks.VALUES)
+
+
+def test_expected_mask_has_the_gradient_of_the_reference():
+    logits = checks.draw(0, 2, 3)
+    expected = reference.gradient(lambda z: float(reference.expected_mask(z, 0.5, 8).sum()), logits)
+    checks.assert_gradient(lambda z: mask.expected_mask(z, 0.5, 8).sum(), expected, logits)
+
+
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 1.0])
+@pytest.mark.parametrize(
+    ("tau", "bound"), [(0.05, 1 / 64), (0.1, 1 / 64), (0.5, 1e-3), (1.0, 1e-3), (2.0, 1e-3)]
+)
+def test_expected_mask_is_close_to_the_integral(logit, tau, bound):
+    actual = mask.expected_mask(torch.full((1, 1), logit, dtype=torch.float64), tau).item()
+    assert actual == pytest.approx(reference.expected_mask_exact(logit, tau), abs=bound)
+
+
+@pytest.mark.parametrize(("tau", "mean"), [(0.1, 0.632), (0.5, 0.621), (1.0, 0.596), (2.0, 0.562)])
+def test_mean_of_the_training_mask_is_the_evaluation_mask(tau, mean):
+    """At logit 0 the mean drifts with the temperature, and evaluation follows training."""
+    logits = torch.zeros(1000, 1000)
+    trained = mask.gumbel_sigmoid(
+        logits, tau, mask.gumbel_noise((1000, 1000), torch.Generator().manual_seed(2))
+    )
+    assert trained.mean().item() == pytest.approx(mean, abs=4 * 0.5 / 1000)
+    assert mask.expected_mask(logits[:1], tau).mean().item() == pytest.approx(mean, abs=1.5e-3)
+
+
+def test_expected_mask_grows_with_its_logits_and_stays_between_0_and_1():
+    logits = torch.linspace(-60, 60, 2001)[None, :]
+    for tau in (0.05, 1.0):
+        expected = mask.expected_mask(logits, tau)
+        assert (expected.diff() >= -1e-6).all()
+        assert expected.min() >= 0
+        assert expected.max() <= 1 + 1e-6
+
+
+def test_split_is_the_reference():
+    checks.check_split(mask.split)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 6), d=st.integers(1, 6), seed=SEEDS)
+def test_the_two_parts_add_up_to_the_features(n, d, seed):
+    features = checks.tensor(checks.draw(seed, n, d))
+    zc, znc = mask.split(features, checks.tensor(checks.uniform_mask(seed, n, d)))
+    torch.testing.assert_close(zc + znc, features)
+
+
+def test_p_is_the_probability_of_a_drop():
+    checks.check_drops(mask.drop_noise, mask.counterfactual)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(1, 5), d=st.integers(1, 5), seed=SEEDS)
+def test_mask_statistics_are_the_reference(n, d, seed):
+    values = checks.uniform_mask(seed, n, d)
+    actual, expected = mask.mask_statistics(checks.tensor(values)), reference.mask_statistics(values)
+    assert actual == pytest.approx(expected, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_mask_has_no_spread_and_no_entropy(value):
+    statistics = mask.mask_statistics(torch.full((5, 4), value))
+    assert statistics == {"mean": value, "std_images": 0.0, "std_dimensions": 0.0, "entropy": 0.0}

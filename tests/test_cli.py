@@ -1,0 +1,288 @@
+"""What people type, mistakes included: one paragraph, the next step, an exit code, nothing half-written."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from causal_tune.cli import COMMANDS, main
+from causal_tune.detector import load_detector
+from causal_tune.errors import DetectorError
+from causal_tune.features import FeatureStore
+from causal_tune.ledger import Ledger
+from tests.conftest import Finished, draw, run_cli, write_images
+
+pytestmark = pytest.mark.slow
+
+JOB = Path(__file__).parents[1] / "jobs" / "tune_sd14.py"
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = run_cli(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: causal-tune {name}" in " ".join(result.output.split())
+
+
+def test_help_lists_every_command_without_importing_torch() -> None:
+    script = (
+        "import sys; from causal_tune.cli import main; assert 'torch' not in sys.modules; main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(f"  {name} " in done.stdout for name in main.list_commands(None))
+
+
+# --- from images to detector ---------------------------------------------------------------------------
+
+
+def test_leaderboard_lists_the_trials(finished: Finished) -> None:
+    result = run_cli("leaderboard", "small", "--workspace", finished.workspace, "--json")
+    document = json.loads(result.output)
+    assert document["num_trials"] == 3
+    assert [row["rank"] for row in document["leaderboard"]] == [1, 2, 3]
+    values = [row["val_generators"] for row in document["leaderboard"]]
+    assert values == sorted(values, reverse=True)
+    shown = run_cli("leaderboard", "small", "--workspace", finished.workspace).output
+    assert "Leaderboard by val_generators" in shown
+
+
+def test_the_detector_scores_what_the_trial_scored(finished: Finished) -> None:
+    detector = load_detector(finished.detector)
+    store = FeatureStore(finished.store)
+    provenance = detector.description["provenance"]
+    (record,) = [
+        item for item in Ledger(finished.study / "trials").records() if item.id == provenance["trial"]
+    ]
+    generator = np.asarray(store.rows["generator"].to_pylist())
+    labels = store.rows["label"].to_numpy()
+    for name in ("beta", "gamma"):
+        members = np.flatnonzero(generator == name)
+        logits = detector.logits(store.features("proj", members)).astype(np.float64)
+        losses = np.logaddexp(0, np.where(labels[members] == 1, -logits, logits))
+        assert losses.mean() == pytest.approx(record.generators[name]["loss"], abs=1e-5)
+
+
+def test_predict_gives_every_image_a_score_or_a_reason(finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    draw(1, generated=False, size=300).save(folder / "good.png")
+    draw(2, generated=True, size=300).save(folder / "whole.jpg")
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("these are words")
+    (folder / "notes.txt").write_text("left out")
+    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    output = tmp_path / "scores.csv"
+    result = run_cli("predict", finished.detector, folder, "-o", output)
+    assert result.exit_code == 1
+    with output.open(newline="") as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    assert list(rows) == ["empty.png", "good.png", "huge.png", "text.jpg", "truncated.jpg", "whole.jpg"]
+    for name in ("good.png", "whole.jpg"):
+        assert 0 <= float(rows[name]["score"]) <= 1
+        assert rows[name]["verdict"] in ("real", "generated")
+        assert rows[name]["reason"] == ""
+    for name, words in {
+        "empty.png": "empty",
+        "huge.png": "400,000,000",
+        "truncated.jpg": "truncated",
+    }.items():
+        assert words in rows[name]["reason"]
+        assert rows[name]["score"] == ""
+    assert rows["text.jpg"]["reason"]
+    assert "4 of 6 images could not be scored" in " ".join(result.output.split())
+    assert "1 files of the folders have no image suffix" in result.output
+
+
+def test_predict_writes_parquet_and_json_alike(finished: Finished, tmp_path: Path) -> None:
+    image = finished.images.parent / "alpha" / "real" / "000.png"
+    output = tmp_path / "scores.parquet"
+    result = run_cli("predict", finished.detector, image, "-o", output, "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert pq.read_table(output).to_pylist() == document["scores"]
+    assert document["num_scored"] == 1
+
+
+def test_evaluate_agrees_with_the_trial_and_encodes_nothing_again(finished: Finished) -> None:
+    words = ("evaluate", finished.detector, finished.index, "--workspace", finished.workspace)
+    document = json.loads(run_cli(*words, "--json").stdout)
+    trial = load_detector(finished.detector).description["metrics"]["generators"]
+    for name in ("beta", "gamma"):
+        assert document["generators"][name]["ap"] == pytest.approx(trial[name]["ap"], abs=1e-9)
+    assert "all were stored before" in run_cli(*words).output
+
+
+def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"alpha": 30, "beta": 6, "gamma": 6})
+    command = [sys.executable, str(JOB), "--images", str(images), "--layout", "csv"]
+    command += ["--encoder", "tiny-random", "--train-generator", "alpha", "--val-generators", "beta"]
+    command += ["--trials", "2", "--study", "job", "--workspace", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Winner: trial" in done.stdout
+    assert "gamma" in done.stdout
+    assert load_detector(tmp_path / "runs" / "detectors" / "job").name == "job"
+    again = subprocess.run(
+        [*command[:-1], *command[-1:], "--json"], capture_output=True, text=True, timeout=280
+    )
+    assert json.loads(again.stdout)["num_trials"] == 2
+
+
+# --- mistakes ------------------------------------------------------------------------------------------
+
+
+def test_mistakes_in_making_an_index(tmp_path: Path) -> None:
+    output = tmp_path / "out.parquet"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    no_column = tmp_path / "no_column.csv"
+    no_column.write_text("path,label\nx.png,real\n")
+    for root, layout, words in (
+        (tmp_path / "missing", "folders", "missing"),
+        (empty, "folders", "no image"),
+        (tmp_path / "missing.csv", "csv", "missing.csv"),
+        (no_column, "csv", "generator"),
+    ):
+        result = run_cli("index", root, "--layout", layout, "-o", output)
+        assert result.exit_code == 2, result.output
+        assert words in " ".join(result.output.split())
+        assert "Traceback" not in result.output
+        assert not output.exists()
+
+
+def tune(finished: Finished, *words: object) -> object:
+    return run_cli(
+        "tune", "--store", finished.store, "--trials", 3, "--workspace", finished.workspace, *words
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--space demo --study a --train-generator nothing", "alpha, beta, gamma"),
+        (
+            "--space demo --study a --train-generator alpha --val-generators beta --test-generators beta",
+            "beta",
+        ),
+        ("--space demo --study a --train-generator alpha --val-generators alpha", "alpha"),
+        ("--space demo --study a --train-generator alpha --criterion oracle", "oracle"),
+        ("--space demo --study a --train-generator alpha --criterion val_generators", "--val-generators"),
+        ("--space nothing --study a --train-generator alpha", "sd14"),
+        ("--space demo --study ../a --train-generator alpha", "name of a study"),
+        ("--space demo --study a", "--train-generator"),
+        ("--space demo --study small --train-generator beta --val-generators alpha", "another --study name"),
+        ("--space demo --study small --train-generator alpha --val-generators beta --seed 5", "seed"),
+        (
+            "--space demo --study a --train-generator alpha --tracking-uri http://127.0.0.1:9",
+            "127.0.0.1:9",
+        ),
+    ],
+)
+def test_mistakes_in_a_study(finished: Finished, options: str, expected: str) -> None:
+    before = files_below(finished.workspace / "studies")
+    result = tune(finished, *options.split())
+    assert result.exit_code == 2, result.output
+    message = " ".join(result.output.split())
+    assert expected in message
+    assert "Traceback" not in message
+    after = [name for name in files_below(finished.workspace / "studies") if not name.endswith(".lock")]
+    assert after == [name for name in before if not name.endswith(".lock")]
+
+
+def test_a_training_generator_of_one_class(tmp_path: Path, ray_local: None) -> None:
+    images = write_images(tmp_path / "images", {"alpha": 8, "beta": 8})
+    lines = [
+        line
+        for line in images.read_text().splitlines()
+        if "alpha,fake" not in line.replace("fake,alpha", "x")
+    ]
+    images.write_text("\n".join(line for line in lines if not line.endswith("fake,alpha,")) + "\n")
+    index = tmp_path / "index.parquet"
+    assert run_cli("index", images, "--layout", "csv", "-o", index).exit_code == 0
+    store = json.loads(
+        run_cli("extract", index, "--encoder", "tiny-random", "--workspace", tmp_path, "--json").stdout
+    )["store"]
+    words = ("--space", "demo", "--study", "a", "--trials", 2, "--train-generator", "alpha")
+    result = run_cli("tune", "--store", store, "--workspace", tmp_path, *words)
+    assert result.exit_code == 2
+    assert "no generated image" in " ".join(result.output.split())
+
+
+def test_a_store_of_another_encoder_is_refused(finished: Finished, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"alpha": 8, "beta": 8})
+    index = tmp_path / "index.parquet"
+    run_cli("index", images, "--layout", "csv", "-o", index)
+    other = json.loads(
+        run_cli("extract", index, "--encoder", "tiny-random", "--workspace", tmp_path, "--json").stdout
+    )["store"]
+    words = ("--space", "demo", "--study", "small", "--trials", 3, "--train-generator", "alpha")
+    result = run_cli(
+        *("tune", "--store", other, *words, "--val-generators", "beta", "--test-generators", "gamma"),
+        *("--workspace", finished.workspace),
+    )
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert "gamma" in message or "fingerprint" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("leaderboard nothing", "There is no study"),
+        ("export nothing", "There is no study"),
+        ("predict nothing image.png", "is not a detector"),
+        ("extract nothing.parquet --encoder tiny-random", "nothing.parquet"),
+        ("extract {index} --encoder vit-b-17", "There are"),
+        ("extract {index} --encoder tiny-random --layers proj,cls@99", "cls@99"),
+        ("tune --store nothing --study a --trials 1 --train-generator alpha", "There is no feature store"),
+        ("predict {detector} {workspace}/studies", "no image"),
+        ("predict {detector} x.png -o scores.txt", ".csv or .parquet"),
+    ],
+)
+def test_other_mistakes(finished: Finished, tmp_path: Path, words: str, expected: str) -> None:
+    filled = words.format(index=finished.index, detector=finished.detector, workspace=finished.workspace)
+    options = [] if filled.startswith("predict") else ["--workspace", tmp_path]
+    result = run_cli(*filled.split(), *options)
+    assert result.exit_code == 2, result.output
+    assert expected in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_a_damaged_detector_is_refused(finished: Finished, tmp_path: Path) -> None:
+    run_cli("export", "small", "-o", tmp_path / "copy", "--workspace", finished.workspace)
+    path = tmp_path / "copy" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(DetectorError, match="changed or damaged"):
+        load_detector(tmp_path / "copy")
+    (tmp_path / "copy" / "detector.json").write_text('{"format": 99}')
+    with pytest.raises(DetectorError, match="format 99"):
+        load_detector(tmp_path / "copy")
+
+
+def test_export_does_not_overwrite_a_folder_of_other_things(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    result = run_cli("export", "small", "-o", tmp_path, "--workspace", finished.workspace)
+    assert result.exit_code == 2
+    assert files_below(tmp_path) == ["thesis.tex"]
+
+
+def test_a_submitted_job_needs_an_absolute_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    result = run_cli("leaderboard", "x", "--workspace", "relative")
+    assert result.exit_code == 2
+    assert "absolute path" in " ".join(result.output.split())

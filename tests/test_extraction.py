@@ -1,0 +1,157 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from causal_tune.errors import InvalidConfig, StudyError, WeightsError
+from causal_tune.extraction import Progress, decode_shard, extract, plan_actors
+from causal_tune.features import FeatureStore
+from causal_tune.images.index import write_index
+from causal_tune.images.layouts import build_index
+from causal_tune.lock import owned
+from tests.conftest import draw, write_images
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """100 images in two shards, of which four cannot be read."""
+    csv = write_images(tmp_path_factory.mktemp("images"), {"alpha": 30, "beta": 20})
+    folder = csv.parent
+    (folder / "alpha/real/000.png").write_bytes(b"")
+    (folder / "alpha/fake/001.png").write_text("not an image")
+    whole = (folder / "beta/fake/003.png").read_bytes()
+    (folder / "beta/fake/003.png").write_bytes(whole[: len(whole) // 2])
+    table = build_index([csv], "csv")
+    (folder / "beta/real/019.png").unlink()
+    return table
+
+
+def contents(store: FeatureStore) -> dict[str, bytes]:
+    files = [*store.path.glob("shards/*.arrow"), store.path / "quarantine.arrow", store.path / "store.json"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(index: pa.Table, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> FeatureStore:
+    return extract(index, encoder="tiny-random", workspace=tmp_path_factory.mktemp("undisturbed")).store
+
+
+def test_every_image_is_stored_or_quarantined_with_its_reason(undisturbed: FeatureStore) -> None:
+    assert undisturbed.num_images == 96
+    reasons = {Path(row["path"]).name: row["reason"] for row in undisturbed.quarantine().to_pylist()}
+    assert set(reasons) == {"000.png", "001.png", "003.png", "019.png"}
+    assert all(reason and "Traceback" not in reason for reason in reasons.values())
+
+
+def test_a_second_run_does_nothing(index: pa.Table, undisturbed: FeatureStore) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.path.glob("shards/*")}
+    again = extract(index, encoder="tiny-random", workspace=undisturbed.path.parents[1])
+    assert again.num_encoded_now == 0
+    assert (again.num_stored, again.num_quarantined) == (96, 4)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.path.glob("shards/*")} == before
+
+
+def test_two_actors_write_the_same_bytes(index: pa.Table, undisturbed: FeatureStore, tmp_path: Path) -> None:
+    two = extract(index, encoder="tiny-random", workspace=tmp_path, num_actors=2)
+    assert contents(two.store) == contents(undisturbed)
+
+
+def test_the_batch_size_does_not_change_the_features(
+    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
+) -> None:
+    one = extract(index, encoder="tiny-random", workspace=tmp_path, batch_size=1).store
+    rows = np.arange(96)
+    mine, theirs = one.features("proj", rows), undisturbed.features("proj", rows)
+    # bfloat16 kernels may sum in another order for another batch: 8 bits of mantissa
+    assert np.abs(mine - theirs).max() <= 0.02 * np.abs(theirs).max()
+    assert one.rows == undisturbed.rows
+
+
+def test_a_lost_shard_is_made_again_and_only_that(
+    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
+) -> None:
+    store = extract(index, encoder="tiny-random", workspace=tmp_path).store
+    (store.path / "shards" / "00001.arrow").unlink()
+    (store.path / "store.json").unlink()
+    points: list[Progress] = []
+    again = extract(index, encoder="tiny-random", workspace=tmp_path, on_progress=points.append)
+    assert again.num_encoded_now < 64
+    assert points[0].num_stored + points[0].num_quarantined == 64
+    assert contents(again.store) == contents(undisturbed)
+
+
+def test_a_killed_run_continues_to_the_same_bytes(
+    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
+) -> None:
+    write_index(index, tmp_path / "index.parquet")
+    command = [sys.executable, "-m", "causal_tune", "extract", str(tmp_path / "index.parquet")]
+    command += ["--encoder", "tiny-random", "--workspace", str(tmp_path)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("stores/*/shards/*.arrow")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr  # 1: four images are unreadable
+    (store_path,) = tmp_path.glob("stores/*")
+    assert contents(FeatureStore(store_path)) == contents(undisturbed)
+
+
+def test_another_owner_is_named(index: pa.Table, undisturbed: FeatureStore) -> None:
+    with (
+        owned(undisturbed.path, "extraction"),
+        pytest.raises(StudyError, match=rf"already doing this extraction .* process {os.getpid()} "),
+    ):
+        extract(index, encoder="tiny-random", workspace=undisturbed.path.parents[1])
+
+
+def test_a_changed_file_is_quarantined(tmp_path: Path) -> None:
+    import hashlib
+
+    path = tmp_path / "one.png"
+    draw(1, generated=False).save(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    draw(2, generated=True).save(path)
+    result = decode_shard({"shard": 0, "paths": [str(path)], "sha256s": [sha256]})
+    assert len(result["crops"]) == 0
+    assert "changed since it was indexed" in result["quarantine"]
+
+
+def test_wrong_sizes_and_unfetched_weights_are_refused_before_any_work(
+    index: pa.Table, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidConfig, match="batch_size 0"):
+        extract(index, encoder="tiny-random", workspace=tmp_path, batch_size=0)
+    with pytest.raises(WeightsError, match="fetch"):
+        extract(index, encoder="vit-l-14", workspace=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"num_cpus": 1, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": None}, (1, 0.5, 1)),
+        ({"num_cpus": 2, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": 2}, (2, 0.75, 1)),
+        ({"num_cpus": 8, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": 99}, (10, 0.75, 1)),
+        ({"num_cpus": 8, "num_gpus": 1, "gpus_per_actor": 1, "num_actors": None}, (1, 1, 8)),
+        ({"num_cpus": 8, "num_gpus": 1, "gpus_per_actor": 0.25, "num_actors": None}, (4, 1, 2)),
+    ],
+)
+def test_actors_leave_cpu_to_the_decoders(asked: dict[str, float], expected: tuple[int, float, int]) -> None:
+    plan = plan_actors(num_shards=10, **asked)
+    assert (plan.num_actors, plan.cpus_per_actor, plan.num_threads) == expected
+    assert plan.num_actors * plan.cpus_per_actor <= asked["num_cpus"] - 0.5
+
+
+def test_gpus_that_are_not_there_are_an_error() -> None:
+    with pytest.raises(InvalidConfig, match=r"2 actors of 1 GPUs were asked for; Ray has 1 GPUs"):
+        plan_actors(num_cpus=8, num_gpus=1, gpus_per_actor=1, num_actors=2, num_shards=10)

@@ -1,0 +1,120 @@
+import random
+
+import pytest
+
+from causal_tune.errors import StudyError, UnknownName
+from causal_tune.ledger import TrialRecord
+from causal_tune.selection import (
+    CRITERIA,
+    Roles,
+    best,
+    check_objective,
+    default_criterion,
+    rank,
+    saturated,
+    score,
+)
+
+ROLES = Roles(
+    train_generators=("sd14",), val_generators=("cyclegan", "stylegan"), test_generators=("progan", "glide")
+)
+
+
+def record(number, val, cyclegan, stylegan, progan=0.5, glide=0.5, head="causal", state="finished", n=100):
+    def metrics(ap):
+        return {"ap": ap, "accuracy": 0.5, "num_real": n, "num_generated": n}
+
+    names = {"cyclegan": cyclegan, "stylegan": stylegan, "progan": progan, "glide": glide}
+    return TrialRecord(
+        number=number,
+        id=f"{number:05d}-x",
+        state=state,
+        reason=None if state == "finished" else "not finite",
+        config={"head": head},
+        seed=0,
+        validation=metrics(val),
+        generators={name: metrics(ap) for name, ap in names.items()},
+    )
+
+
+# By hand: means over the two validation generators are .60 .65 .55, minima .50 .40 .54.
+RECORDS = [
+    record(0, 0.90, 0.50, 0.70, progan=0.60, glide=0.60),
+    record(1, 0.80, 0.40, 0.90, progan=0.50, glide=0.50),
+    record(2, 0.70, 0.56, 0.54, progan=0.90, glide=0.70),
+    record(3, 1.00, 1.00, 1.00, progan=1.00, glide=1.00, state="failed"),
+]
+WINNERS = {"train_domain": 0, "val_generators": 1, "worst_generator": 2, "oracle": 2}
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_the_known_winner_is_chosen_in_any_order_of_the_records(criterion):
+    shuffled = random.Random(0).sample(RECORDS, len(RECORDS))
+    assert best(RECORDS, criterion, ROLES).number == WINNERS[criterion]
+    assert best(shuffled, criterion, ROLES).number == WINNERS[criterion]
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_only_a_criterion_that_says_so_reads_the_test_generators(criterion):
+    def scrambled(seed):
+        rng = random.Random(seed)
+        return [
+            record(
+                item.number,
+                item.validation["ap"],
+                item.generators["cyclegan"]["ap"],
+                item.generators["stylegan"]["ap"],
+                progan=rng.random(),
+                glide=rng.random(),
+                state=item.state,
+            )
+            for item in RECORDS
+        ]
+
+    orders = {tuple(r.number for r, _ in rank(scrambled(seed), criterion, ROLES)) for seed in range(20)}
+    assert (len(orders) > 1) is CRITERIA[criterion].uses_test_domain
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_no_record_and_only_failures_are_told_apart(criterion):
+    with pytest.raises(StudyError, match="no finished trial yet"):
+        best([], criterion, ROLES)
+    with pytest.raises(StudyError, match="1 x not finite"):
+        best(RECORDS[3:], criterion, ROLES)
+
+
+def test_ties_go_to_the_simpler_head_then_to_the_lower_number():
+    tied = [record(n, 0.9, 0.5, 0.5, head=head) for n, head in [(4, "causal"), (2, "causal"), (7, "linear")]]
+    assert [item.number for item, _ in rank(tied, "train_domain", ROLES)] == [7, 2, 4]
+
+
+def test_a_set_without_a_class_gives_no_score():
+    lacking = record(0, 0.9, None, 0.9)
+    assert score(lacking, "val_generators", ROLES) is None
+    assert score(lacking, "train_domain", ROLES) == 0.9
+    with pytest.raises(StudyError, match="a class is missing"):
+        best([lacking], "val_generators", ROLES)
+
+
+def test_the_oracle_is_never_an_objective():
+    with pytest.raises(StudyError, match="reads the test generators"):
+        check_objective("oracle", ROLES)
+
+
+def test_a_criterion_whose_generators_are_missing_is_refused():
+    roles = Roles(train_generators=("sd14",))
+    assert default_criterion(roles) == "train_domain"
+    with pytest.raises(StudyError, match="--val-generators"):
+        check_objective("worst_generator", roles)
+    with pytest.raises(StudyError, match="--test-generators"):
+        best(RECORDS, "oracle", roles)
+    with pytest.raises(UnknownName, match="train_domain"):
+        check_objective("test_domain", roles)
+
+
+def test_saturation_is_told_by_noise_not_by_height():
+    close = [record(n, 0.98 + n / 10_000, 0.5 + n / 20, 0.5 + n / 20) for n in range(8)]
+    assert "saturated" in (saturated(close, "train_domain", ROLES) or "")
+    assert saturated(close, "val_generators", ROLES) is None
+    many = [record(n, 0.98 + n / 1_000, 0.5, 0.5, n=1_000_000) for n in range(8)]
+    assert saturated(many, "train_domain", ROLES) is None
