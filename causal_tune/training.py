@@ -60,8 +60,8 @@ class TrialConfig:
     """Step size of Adam, > 0; the paper's."""
     batch_size: int = 256
     """Rows in a batch at most; >= 4. The paper's. A pass is cut into equal batches, see `train`."""
-    max_epochs: int = 60
-    """Epochs at most; >= 1."""
+    max_epochs: int = 40
+    """Epochs at most; >= 1. At least 1,000 steps with the default `min_epoch_steps`."""
     patience: int = 10
     """Epochs without progress of the validation loss after which training stops; >= 1."""
     min_progress: float = 1e-3
@@ -141,7 +141,7 @@ class TrialConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult:
-    """What one trial found. The metrics and the state are those of the epoch with the lowest validation loss."""
+    """What one trial found: metrics and state of the epoch with the lowest validation loss."""
 
     best_epoch: int
     """Counted from 1."""
@@ -180,7 +180,8 @@ def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> Trial
     validation loss down by `min_progress`, or after `max_epochs`; the state with the lowest loss is kept.
 
     The same `config`, `data` and machine give the same result; the global random state is neither read nor
-    changed. Raises `TrialFailed` when the data cannot be trained on, or a loss, parameter or score is not finite.
+    changed. Raises `TrialFailed` when the data cannot be trained on, or when a loss, a parameter or a score
+    is not finite or a loss is out of all proportion (above 10,000 nats).
     """
     started = time.perf_counter()
     _check_data(data)

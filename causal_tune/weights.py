@@ -205,10 +205,10 @@ def _from_open_clip(encoder: Encoder, tell: Tell) -> tuple[dict[str, Tensor], di
     tell(f"downloading {architecture} {tag} with open_clip")
     try:
         downloaded = download(architecture, tag)
-    except Exception as error:  # noqa: BLE001 - any of a dozen types of three libraries; kept as the reason
+    except Exception as error:  # any of a dozen types of three libraries; kept as the reason
         if _is_disk_full(error):
             raise _disk_full(Path.home()) from error
-        reason = (" ".join(str(error).split()) or type(error).__name__)[-300:]
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise WeightsError(
             f"open_clip could not download {architecture} {tag}: {reason}. Check the network and run the same "
             "command again; or copy a file of these weights here and name its path as the encoder; or use "

@@ -204,12 +204,8 @@ def test_mistakes_in_a_study(finished: Finished, options: str, expected: str) ->
 
 def test_a_training_generator_of_one_class(tmp_path: Path, ray_local: None) -> None:
     images = write_images(tmp_path / "images", {"alpha": 8, "beta": 8})
-    lines = [
-        line
-        for line in images.read_text().splitlines()
-        if "alpha,fake" not in line.replace("fake,alpha", "x")
-    ]
-    images.write_text("\n".join(line for line in lines if not line.endswith("fake,alpha,")) + "\n")
+    lines = [line for line in images.read_text().splitlines() if not line.endswith("fake,alpha,")]
+    images.write_text("\n".join(lines) + "\n")
     index = tmp_path / "index.parquet"
     assert run_cli("index", images, "--layout", "csv", "-o", index).exit_code == 0
     store = json.loads(

@@ -24,17 +24,18 @@ from torch import Tensor
 
 from causal_tune import __version__
 from causal_tune.atomic import atomic_path, write_json
-from causal_tune.demo.generators import GENERATORS, Regenerator
+from causal_tune.demo.generators import GENERATORS
+from causal_tune.demo.networks import Regenerator
 from causal_tune.demo.photographs import PHOTOGRAPHS, cut, draw_crops, photographs_of, read_photograph
 from causal_tune.errors import CausalTuneError, InvalidConfig, TrialFailed
 from causal_tune.registry import look_up
 
 __all__ = ["main", "measure_psnr", "psnr", "train_generator"]
 
-_BATCH_SIZE = 16
+_BATCH_SIZE = 8
 _PATCH_SIZE = 64
 _LEARNING_RATE = 2e-3
-_NUM_STEPS = 1500
+_NUM_STEPS = 1200
 _CROPS_PER_SPLIT = 12
 
 
@@ -70,7 +71,7 @@ def measure_psnr(
 def train_generator(name: str, *, num_steps: int = _NUM_STEPS, seed: int = 0) -> Regenerator:
     """Train one generator on patches of the train photographs; the weights come rounded to float16.
 
-    Adam, cosine schedule, batches of 16 patches of 64 x 64 at random places, flipped, turned and
+    Adam, cosine schedule, batches of 8 patches of 64 x 64 at random places, flipped, turned and
     with their colours exchanged at random (five scenes have few colours).
 
     Raises:
@@ -99,7 +100,7 @@ def train_generator(name: str, *, num_steps: int = _NUM_STEPS, seed: int = 0) ->
         if not loss.isfinite():
             raise TrialFailed(f"The loss of {name} became {loss.item()} in step {step}.")
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -115,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m causal_tune.demo.train_generators",
         description="Train the generators of the demo and write their weights.",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the weights")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the weights"
+    )
     parser.add_argument(
         "--generator", action="append", choices=list(GENERATORS), help="only this one (may be repeated)"
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 from ray import tune
+from ray.tune import TuneError
 
 from causal_tune.cluster import connected
 from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFailed
@@ -180,6 +181,7 @@ class _Run:
         )
         try:
             with _environment(_TUNE_SETTINGS):
+                # never `Tuner.restore`: its snapshot and the searcher's memory fall apart when killed
                 tune.Tuner(
                     tune.with_resources(trainable, {"cpu": 1}),
                     tune_config=tune.TuneConfig(
@@ -198,6 +200,12 @@ class _Run:
                         callbacks=[LostTrials(search, failed_record)],
                     ),
                 ).fit()
+        except TuneError as error:
+            last_line = str(error).strip().splitlines()[-1][:400]
+            raise WorkFailed(
+                f"Ray Tune ended the study {self.spec.name!r} early: {last_line}. {len(self.records)} trials are "
+                "kept; run the same command again to continue."
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if search.failure:

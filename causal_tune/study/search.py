@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -99,6 +100,10 @@ class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
         number = self._numbers[trial_id]
         return number, self._configs[number]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune pickles its searcher for a restoration that never comes, and ours holds a display."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""
 
@@ -118,8 +123,10 @@ class LostTrials(tune.Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when it gives a trial up."""
-        error = trial.get_pickled_error() or trial.get_error()
-        words = " ".join(str(error).split()) or "no message"
         number, config = self._search.config_of(trial.trial_id)
-        reason = f"its worker was lost twice: {type(error).__name__}: {words[:400]}"
+        error_path = Path(trial.error_file) if trial.error_file else None
+        words = error_path.read_text(encoding="utf-8").split() if error_path and error_path.exists() else []
+        reason = (
+            f"its worker was lost, and again when it was retried: {' '.join(words)[-300:] or 'no message'}"
+        )
         self._search.settle(self._failed(number, config, reason))

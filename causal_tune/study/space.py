@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 
-from causal_tune.errors import InvalidConfig
+from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.registry import look_up
 from causal_tune.training import TrialConfig
 
@@ -72,7 +72,7 @@ class SearchSpace:
             where = "DEFAULTS" if index == 0 else f"ENQUEUED[{index - 1}]"
             try:
                 TrialConfig.from_dict({**self.defaults, **entry, "seed": 0})
-            except InvalidConfig as error:
+            except (InvalidConfig, UnknownName) as error:
                 raise self._wrong(f"{where} is no valid configuration: {error}") from error
 
     def _wrong(self, what: str) -> InvalidConfig:

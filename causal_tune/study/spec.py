@@ -92,12 +92,10 @@ class StudySpec:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "StudySpec":
+    def from_json(cls, content: Any) -> "StudySpec":
         """The inverse of `to_json`; `StudyError` for another format or other fields."""
-        if content.get("format") != SPEC_FORMAT:
-            raise StudyError(
-                f"it has study format {content.get('format')!r}; this release reads format {SPEC_FORMAT}"
-            )
+        if not isinstance(content, dict) or content.get("format") != SPEC_FORMAT:
+            raise StudyError(f"it is no study of format {SPEC_FORMAT}, which is what this release reads")
         if wrong := sorted({item.name for item in fields(cls)} ^ content.keys()):
             raise StudyError(f"its fields are not those of a study: {', '.join(wrong)}")
         tuples = {key: tuple(content[key]) for key in content if key.endswith("_generators")}

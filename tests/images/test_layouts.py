@@ -367,7 +367,7 @@ def test_wrong_layout_names_the_one_that_fits(tmp_path, names, wrong, right):
     make(tmp_path, *names)
     text = refused([tmp_path], wrong)
     assert f"The layout {right} fits all of them" in text
-    assert os.path.dirname(names[0]) in text
+    assert names[0].rpartition("/")[0] in text
     assert SHAPES[wrong] in text
     assert build_index([tmp_path], right).num_rows == 2
 
@@ -466,7 +466,7 @@ def test_csv_labels_splits_and_paths(tmp_path):
     }  # fmt: skip
     missing = [Path(row["path"]).name for row in table.to_pylist() if row["bytes"] is None]
     assert missing == ["with,comma.png"]
-    assert all(os.path.isabs(path) and ".." not in path for path in table["path"].to_pylist())
+    assert all(Path(path).is_absolute() and ".." not in path for path in table["path"].to_pylist())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -554,7 +554,7 @@ def test_a_shared_file_is_read_once(tmp_path, monkeypatch):
 # --- facts
 
 
-@pytest.mark.parametrize("quality", [1, 10, 30, 49, 50, 51, 65, 75, 90, 95, 96, 98, 100])
+@pytest.mark.parametrize("quality", [1, 10, 30, 42, 45, 49, 50, 51, 65, 75, 90, 95, 96, 98, 100])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_jpeg_quality_is_the_one_it_was_written_with(quality, options, tmp_path):
     path = tmp_path / "a.jpg"

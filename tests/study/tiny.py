@@ -1,22 +1,49 @@
-"""A small feature store of synthetic features, written with the store's own functions."""
+"""A small feature store of synthetic features, and studies on it; run as a program, a driver to be killed."""
 
+import dataclasses
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
+from causal_tune.errors import TrialFailed
 from causal_tune.features import FeatureStore, StoreSpec, finish_store, shard_ranges, write_shard
+from causal_tune.ledger import TrialRecord
+from causal_tune.study.run import run_study
+from causal_tune.study.space import SearchSpace, load_space
+from causal_tune.study.spec import StudySpec, make_spec
+from causal_tune.study.worker import train_on_store
+from causal_tune.training import TrialConfig, TrialResult
 
 WIDTH = 6
 GENERATORS = ("latent", "cyclegan", "progan", "glide")
 
 
-def make_store(path: Path, *, per_class: int = 24, seed: int = 0, index_sha256: str = "00") -> FeatureStore:
-    """Real and generated images differ in one dimension that all generators share and one of their own."""
+def make_store(
+    path: Path,
+    *,
+    per_class: int = 24,
+    seed: int = 0,
+    index_sha256: str = "00",
+    one_class: Mapping[str, int] | None = None,
+) -> FeatureStore:
+    """Real and generated images differ in one dimension that all generators share and one of their own.
+
+    `one_class` names generators that only have images of that label.
+    """
     rng = np.random.default_rng(seed)
     rows, features = [], []
     for place, generator in enumerate(GENERATORS):
-        for label in (0, 1):
+        only = (one_class or {}).get(generator)
+        for label in (0, 1) if only is None else (only,):
             for image in range(per_class):
                 value = rng.normal(size=WIDTH)
                 value[0] += 0.8 * label
@@ -44,3 +71,78 @@ def make_store(path: Path, *, per_class: int = 24, seed: int = 0, index_sha256: 
         )
         write_shard(path, shard, table, {"proj": np.asarray([features[row] for row in span], np.float32)}, [])
     return finish_store(path, spec)
+
+
+def small_space(**defaults: Any) -> SearchSpace:
+    """`demo` with trials of a few steps."""
+    space = load_space("demo")
+    short = {"max_epochs": 2, "min_epoch_steps": 2, **defaults}
+    return dataclasses.replace(space, defaults={**space.defaults, **short})
+
+
+def make_tiny_spec(workspace: Path, **changes: Any) -> StudySpec:
+    """A spec of a study on `make_store`'s store, which is made where it is not there yet."""
+    store_path = workspace / "store"
+    if not (store_path / "store.json").exists():
+        make_store(store_path)
+    values: dict[str, Any] = {
+        "workspace": workspace,
+        "name": "tiny",
+        "store_path": store_path,
+        "space": small_space(),
+        "train_generators": ["latent"],
+        "val_generators": ["cyclegan"],
+        "max_concurrent": 2,
+    }
+    return make_spec(**{**values, **changes})
+
+
+def substance(record: TrialRecord) -> dict[str, Any]:
+    """All of a record that is a function of the study: no clock."""
+    content = record.to_json()
+    for key in ("timings", "ended_at"):
+        content.pop(key)
+    content["epochs"] = [
+        {key: value for key, value in epoch.items() if key != "time_s"} for epoch in content["epochs"]
+    ]
+    return content
+
+
+def uneven(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """The real trial, ending after a time that differs from run to run."""
+    time.sleep(random.random() * 0.4)
+    return train_on_store(spec, config)
+
+
+def moody(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """A quarter of the trials diverges, a quarter raises, and a quarter has a result that is not finite."""
+    mood = config.seed % 4
+    if mood == 0:
+        raise TrialFailed("the loss became nan")
+    if mood == 1:
+        raise ZeroDivisionError("division by zero")
+    result = train_on_store(spec, config)
+    if mood == 2:
+        result.validation["loss"] = float("nan")
+    return result
+
+
+def deadly(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """The linear head's worker dies; once only where a file says that it has died before."""
+    died = Path(spec.store_path).parent / "died"
+    if config.head == "linear":
+        died.write_text(died.read_text() + "x" if died.exists() else "x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.lambda1 == spec.space["defaults"]["lambda1"] and not (died.parent / "died-once").exists():
+        (died.parent / "died-once").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_on_store(spec, config)
+
+
+# Ray's workers do not have this folder on their path
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+if __name__ == "__main__":  # the driver that the tests kill: WORKSPACE NUM_TRIALS
+    run_study(
+        make_tiny_spec(Path(sys.argv[1])), num_trials=int(sys.argv[2]), workspace=sys.argv[1], work=uneven
+    )

@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from causal_tune.causal.head import CausalHead, CausalSettings, CausalTrainer
+from causal_tune.causal.layers import linear, probe
+from causal_tune.causal.mask import expected_mask, mask_statistics
+from tests.causal.plain import PlainTrainer
+
+WIDTH = 12
+SETTINGS = CausalSettings(
+    lambda1=1e-3,
+    lambda2=5.0,
+    alpha=0.5,
+    beta=2.0,
+    tau=0.5,
+    p=0.3,
+    learning_rate=1e-2,
+    grad_clip=1.0,
+    mask_width=None,
+    adversary_width=7,
+)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def head(**changes) -> CausalHead:
+    return CausalHead(WIDTH, replace(SETTINGS, **changes), generator(0))
+
+
+def batch(n: int = 32):
+    y = (torch.arange(n) % 2).float()
+    x = torch.randn(n, WIDTH, generator=generator(1)) + y[:, None] * torch.linspace(-1, 1, WIDTH)
+    return x, y
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 1.0, 0.01])
+def test_fifty_steps_equal_the_plain_implementation(grad_clip):
+    fast, plain = head(grad_clip=grad_clip), head(grad_clip=grad_clip)
+    fast_trainer, plain_trainer = CausalTrainer(fast, generator(2)), PlainTrainer(plain, generator(2))
+    x, y = batch()
+    for _ in range(50):
+        actual, expected = fast_trainer.step(x, y), plain_trainer.step(x, y)
+        assert actual == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_order_is_adversary_then_classifier_then_mask_each_with_the_new_ones():
+    """Wrong orders, or stale partners, give another trajectory than the plain implementation."""
+
+    class Reversed(PlainTrainer):
+        def update(self, which, loss):
+            if which == 2:
+                super().update(which, loss)
+            else:  # adversary and classifier move only after the mask
+                self.waiting = [*getattr(self, "waiting", []), (which, loss)]
+
+    plain, stale = head(), head()
+    x, y = batch()
+    expected = PlainTrainer(plain, generator(2)).step(x, y)
+    actual = Reversed(stale, generator(2)).step(x, y)
+    assert actual["classification"] != pytest.approx(expected["classification"], rel=1e-4)
+    assert head().trainer(generator(2)).step(x, y) == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_part_of_a_step_moves_its_own_parameters_only(monkeypatch):
+    one = head()
+    trainer = one.trainer(generator(2))
+    moved: list[set[str]] = []
+    original = trainer._descend
+
+    def watched(loss, parameters, optimiser, grad_clip):
+        before = {name: value.clone() for name, value in one.state_dict().items()}
+        original(loss, parameters, optimiser, grad_clip)
+        after = one.state_dict()
+        moved.append({name.split(".")[0] for name in before if not torch.equal(before[name], after[name])})
+
+    monkeypatch.setattr(trainer, "_descend", watched)
+    trainer.step(*batch())
+    assert moved == [{"adversary"}, {"classifier"}, {"mask_network"}]
+
+
+def test_mask_network_runs_forward_once_and_backward_once_a_step():
+    one = head()
+    calls = {"forward": 0, "backward": 0}
+    one.mask_network.register_forward_hook(lambda *_: calls.update(forward=calls["forward"] + 1))
+    one.mask_network[1].register_full_backward_hook(lambda *_: calls.update(backward=calls["backward"] + 1))
+    one.trainer(generator(2)).step(*batch())
+    assert calls == {"forward": 1, "backward": 1}
+
+
+@pytest.mark.parametrize(
+    ("weight", "absent"), [("lambda2", "hsic"), ("beta", "invariance"), ("alpha", None), ("lambda1", None)]
+)
+def test_a_weight_of_zero_is_the_limit_of_a_small_one(weight, absent):
+    x, y = batch()
+    off, small = head(**{weight: 0.0}), head(**{weight: 1e-12})
+    for _ in range(5):
+        terms = off.trainer(generator(2)).step(x, y)
+        small.trainer(generator(2)).step(x, y)
+    assert absent not in terms
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(off.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_adversary_is_trained_even_when_alpha_is_zero():
+    one = head(alpha=0.0)
+    before = one.adversary[0].weight.clone()
+    terms = one.trainer(generator(2)).step(*batch())
+    assert not torch.equal(before, one.adversary[0].weight)
+    assert terms["adversarial"] > 0
+
+
+def test_an_update_without_clipping_scales_with_the_loss_and_with_it_does_not():
+    """Adam hides the scale of a single gradient; what clipping changes is the gradient it sees."""
+    norms = {}
+    for grad_clip in (0.0, 0.01):
+        one = head(grad_clip=grad_clip)
+        one.trainer(generator(2)).step(*batch())
+        gradients = [parameter.grad.flatten() for parameter in one.mask_network.parameters()]
+        norms[grad_clip] = torch.cat(gradients).norm().item()
+    assert norms[0.0] > 0.01
+    assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_scores_use_the_expected_mask():
+    one = head()
+    x, _ = batch()
+    expected = expected_mask(one.mask_network(x), SETTINGS.tau, SETTINGS.evaluation_quantiles)
+    torch.testing.assert_close(one.mask(x), expected)
+    torch.testing.assert_close(one.logits(x), one.classifier(expected * x)[:, 0])
+
+
+def test_scores_do_not_depend_on_the_company():
+    one = head()
+    x = torch.randn(300, WIDTH, generator=generator(1))
+    torch.testing.assert_close(one.logits(x)[7:9], one.logits(x[7:9]), rtol=1e-5, atol=1e-6)
+
+
+def test_mask_statistics_describe_the_mask_and_the_adversary():
+    one = head()
+    x, y = batch()
+    statistics = one.mask_statistics(x, y)
+    accuracy = statistics.pop("adversary_accuracy")
+    assert statistics == mask_statistics(one.mask(x))
+    znc = (1 - one.mask(x)) * x
+    assert accuracy == pytest.approx((((one.adversary(znc)[:, 0] > 0).float() == y).float()).mean().item())
+
+
+def test_mask_width_is_the_width_of_the_hidden_layer():
+    assert head(mask_width=5).mask_network[0].weight.shape == (5, WIDTH)
+    assert head(mask_width=None).mask_network[0].weight.shape == (WIDTH, WIDTH)
+
+
+def test_layers_start_from_their_generator_alone():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    layers = [linear(4, 3, generator(1)), probe(4, generator(1))]
+    assert torch.equal(torch.get_rng_state(), state)
+    again = [linear(4, 3, generator(1)), probe(4, generator(1))]
+    for one, other in zip(layers, again, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert not one.bias.any()
+
+
+def test_probe_weights_have_the_spread_of_univfd():
+    weight = probe(100_000, generator(0)).weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.01)

@@ -1,0 +1,204 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import tiny
+from safetensors.torch import load_file
+
+from causal_tune.errors import InvalidConfig, StudyError, TrackingError
+from causal_tune.heads import load_head
+from causal_tune.ledger import Ledger
+from causal_tune.lock import owned
+from causal_tune.selection import best
+from causal_tune.study.run import run_study
+from causal_tune.study.spec import study_path
+from causal_tune.study.worker import _study_data
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+NUM_TRIALS = 14  # past the ten start-up trials of the sampler
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A study run at one go, its workers evenly fast."""
+    workspace = tmp_path_factory.mktemp("undisturbed")
+    return run_study(tiny.make_tiny_spec(workspace), num_trials=NUM_TRIALS, workspace=workspace)
+
+
+def substances(records):
+    return [tiny.substance(record) for record in records]
+
+
+def test_every_trial_is_in_the_ledger_once_with_its_checkpoint(undisturbed):
+    records = Ledger(undisturbed.path / "trials").records()
+    assert [record.number for record in records] == list(range(NUM_TRIALS))
+    assert records == undisturbed.records
+    assert {path.name for path in (undisturbed.path / "checkpoints").iterdir()} == {
+        record.checkpoint for record in records
+    }
+    assert undisturbed.best == best(records, "val_generators", undisturbed.spec.roles)
+    assert [record.config["head"] for record in records[:3]] == ["linear", "causal", "causal"]
+    assert len({record.seed for record in records}) == NUM_TRIALS
+
+
+def test_nothing_of_ray_tune_is_left_in_the_study(undisturbed):
+    names = {path.name for path in undisturbed.path.iterdir()}
+    assert names - {".lock"} == {"study.json", "trials", "checkpoints"}
+
+
+def test_a_checkpoint_scores_as_its_record_says(undisturbed):
+    record, spec = undisturbed.best, undisturbed.spec
+    state = load_file(undisturbed.path / "checkpoints" / record.checkpoint)
+    head = load_head(record.head_config, state)
+    data = _study_data(
+        spec.store_path, spec.train_generators, spec.val_generators, spec.test_generators, "proj"
+    )
+    logits = head.logits(data.validation.features)
+    correct = ((logits > 0).float() == data.validation.labels).float().mean().item()
+    assert correct == pytest.approx(record.validation["accuracy"], abs=1e-6)
+
+
+def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, tmp_path):
+    trials_path = study_path(tmp_path, "tiny") / "trials"
+    program = [sys.executable, str(Path(tiny.__file__)), str(tmp_path), str(NUM_TRIALS)]
+    tiny.make_tiny_spec(tmp_path)
+    for target in (4, 10):
+        driver = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 100
+        while len(list(trials_path.glob("0*.json"))) < target and time.monotonic() < deadline:
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        assert target <= len(list(trials_path.glob("0*.json"))) < NUM_TRIALS
+    result = run_study(tiny.make_tiny_spec(tmp_path), num_trials=NUM_TRIALS, workspace=tmp_path)
+    assert substances(result.records) == substances(undisturbed.records)
+    assert result.best.id == undisturbed.best.id
+
+
+def test_sigterm_stops_keeps_what_is_done_and_says_how_to_continue(tmp_path):
+    trials_path = study_path(tmp_path, "tiny") / "trials"
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(tiny.__file__)), str(tmp_path), "200"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not list(trials_path.glob("0*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGTERM)
+    _, stderr = driver.communicate(timeout=60)
+    done = len(Ledger(trials_path).records())
+    assert f"was stopped: {done} of 200 trials" in stderr
+    assert "Run the same command again" in stderr
+    assert not list(trials_path.parent.glob(".tune-*"))
+
+
+def test_a_worker_that_dies_is_retried_once(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path)
+    result = run_study(spec, num_trials=3, workspace=tmp_path, work=tiny.deadly)
+    assert (tmp_path / "died").read_text() == "xx"
+    assert [record.state for record in result.records] == ["failed", "finished", "finished"]
+    assert "its worker was lost, and again when it was retried" in result.records[0].reason
+    assert "died" in result.records[0].reason
+
+
+def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib; from causal_tune.lock import owned\n"
+            "with owned(pathlib.Path(sys.argv[1]), 'study'): print('held', flush=True); time.sleep(60)",
+            str(study_path(tmp_path, "tiny")),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StudyError, match=f"process {holder.pid}"):
+            run_study(spec, num_trials=1, workspace=tmp_path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    with owned(study_path(tmp_path, "tiny"), "study"):
+        pass  # a dead owner's lock is free
+    assert not (study_path(tmp_path, "tiny") / "study.json").exists()
+
+
+def test_a_store_with_another_fingerprint_is_refused(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path)
+    other = tiny.make_store(tmp_path / "other", index_sha256="ff")
+    changed = tiny.dataclasses.replace(spec, store_path=str(other.path))
+    with pytest.raises(StudyError, match=other.fingerprint):
+        run_study(changed, num_trials=1, workspace=tmp_path)
+
+
+def test_no_trials_are_refused(tmp_path):
+    with pytest.raises(InvalidConfig, match="at least 1"):
+        run_study(tiny.make_tiny_spec(tmp_path), num_trials=0, workspace=tmp_path)
+
+
+class FailingTracker:
+    """A tracking server that goes away after the first trial."""
+
+    def __init__(self, spec):
+        self.spec, self.delivered, self.attempts = spec, [], 0
+
+    def start(self):
+        pass
+
+    def sync(self, records):
+        return 0
+
+    def log_trial(self, record, roles):
+        self.attempts += 1
+        if self.attempts > 1:
+            raise TrackingError("No MLflow server answers.")
+
+    def finish(self, best):
+        raise TrackingError("No MLflow server answers.")
+
+
+def test_failing_trials_and_a_tracking_server_that_goes_away_do_not_stop_the_study(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    events = []
+    tracker = FailingTracker(spec)
+    result = run_study(
+        spec, num_trials=9, workspace=tmp_path, tracker=tracker, on_event=events.append, work=tiny.moody
+    )
+    reasons = {record.seed % 4: record.reason for record in result.records}
+    assert len(result.records) == 9
+    assert reasons == {
+        0: "the loss became nan",
+        1: "ZeroDivisionError: division by zero",
+        2: "validation/loss of its result is not a finite number",
+        3: None,
+    }
+    assert result.best.seed % 4 == 3
+    assert tracker.attempts == 2
+    assert [event.kind for event in events].count("warning") == 2
+    assert [event.record.number for event in events if event.kind == "trial"] == list(range(9))
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_study_with_the_cause(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path)
+    (study_path(tmp_path, "tiny")).mkdir(parents=True)
+    (study_path(tmp_path, "tiny") / "trials").write_text("a file where the folder should be")
+    with pytest.raises(StudyError, match="cannot be written"):
+        run_study(spec, num_trials=4, workspace=tmp_path)

@@ -1,0 +1,130 @@
+import dataclasses
+import json
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from causal_tune.errors import InvalidConfig, UnknownName
+from causal_tune.study.space import SearchSpace, contains, load_space, space_paths
+from causal_tune.training import TrialConfig
+
+SIX = {"lambda1", "lambda2", "alpha", "beta", "tau", "p"}
+
+
+def space(**changes):
+    values = {
+        "name": "mine",
+        "question": "?",
+        "expected": "soon",
+        "distributions": {"tau": FloatDistribution(0.1, 2.0, log=True)},
+        "defaults": {"tau": 0.5},
+        "enqueued": ({"head": "linear"}, {}),
+    }
+    return SearchSpace(**{**values, **changes})
+
+
+@pytest.mark.parametrize("name", sorted(space_paths()))
+def test_every_search_space_of_the_project_is_sound_and_begins_with_its_baselines(name):
+    loaded = load_space(name)
+    assert loaded.distributions.keys() >= SIX
+    assert [entry.get("head", "causal") for entry in loaded.enqueued] == ["linear", "causal"]
+    assert loaded.enqueued[1] == {}
+    assert loaded.question
+    assert loaded.expected
+
+
+def test_the_project_brings_the_named_spaces():
+    assert {"sd14", "progan", "demo"} <= space_paths().keys()
+    with pytest.raises(UnknownName, match="sd14"):
+        load_space("sd15")
+
+
+def test_a_space_survives_its_json():
+    original = load_space("sd14")
+    again = SearchSpace.from_json(json.loads(json.dumps(original.to_json())))
+    assert again == original
+    assert again.sha256 == original.sha256
+
+
+def test_the_hash_is_of_what_is_searched_not_of_the_prose():
+    assert space(question="another", expected="later", name="yours").sha256 == space().sha256
+    for changed in (
+        {"defaults": {"tau": 0.6}},
+        {"enqueued": ()},
+        {"distributions": {"tau": FloatDistribution(0.1, 2.0)}},
+    ):
+        assert space(**changed).sha256 != space().sha256
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"distributions": {}}, "SPACE is empty"),
+        ({"distributions": {"temperature": FloatDistribution(0, 1)}}, "temperature"),
+        ({"distributions": {"tau": (0.1, 2)}}, "Optuna distribution"),
+        ({"distributions": {"seed": IntDistribution(0, 9)}}, "SPACE names seed"),
+        ({"defaults": {}}, "DEFAULTS has no value for tau"),
+        ({"defaults": {"tau": 3.0}}, "outside of"),
+        ({"defaults": {"tau": "0.5"}}, "outside of"),
+        ({"defaults": {"tau": 0.5, "lamda1": 1}}, "lamda1"),
+        ({"enqueued": ({"tau": 5.0},)}, r"ENQUEUED\[0\]\['tau'\] is 5.0"),
+        ({"enqueued": ({"tau": 0},)}, "ENQUEUED.0. is no valid configuration"),
+        ({"enqueued": ({"head": "quadratic"},)}, "quadratic"),
+    ],
+)
+def test_a_wrong_entry_is_named(changes, said):
+    with pytest.raises(InvalidConfig, match=said):
+        space(**changes)
+
+
+def test_a_term_can_be_enqueued_switched_off_although_the_range_is_logarithmic():
+    made = space(
+        distributions={"lambda1": FloatDistribution(1e-5, 1e-2, log=True)},
+        defaults={"lambda1": 1e-3},
+        enqueued=({"lambda1": 0.0},),
+    )
+    off = TrialConfig(lambda1=0.0).to_dict()
+    assert made.searched(off) is None
+
+
+def test_baselines_outside_of_the_space_are_no_points_of_it():
+    assert space().searched(TrialConfig(tau=0.7, seed=9).to_dict()) == {"tau": 0.7}
+    assert space().searched(TrialConfig(tau=0.7, head="linear").to_dict()) is None
+    assert space().searched(TrialConfig(tau=0.7, alpha=0.3).to_dict()) is None
+    assert space().searched(TrialConfig(tau=3.0).to_dict()) is None
+
+
+def test_a_file_is_loaded_by_its_path(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from optuna.distributions import FloatDistribution\n"
+        "QUESTION = EXPECTED = '?'\nSPACE = {'p': FloatDistribution(0.05, 0.5)}\n"
+        "DEFAULTS = {'p': 0.2}\nENQUEUED = []\n"
+    )
+    assert load_space(path).name == "mine"
+    assert load_space(str(path)).distributions.keys() == {"p"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("1/0", "ZeroDivisionError"), ("x = 1", "does not define QUESTION"), (None, "no search space file")],
+)
+def test_a_file_that_is_no_space_is_refused(tmp_path, text, said):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidConfig, match=said):
+        load_space(path)
+
+
+def test_containment_follows_the_kind_of_distribution():
+    assert contains(IntDistribution(1, 9, step=2), 3)
+    assert not contains(IntDistribution(1, 9, step=2), 4)
+    assert contains(CategoricalDistribution(["proj", "cls@7"]), "cls@7")
+    assert not contains(CategoricalDistribution(["proj", "cls@7"]), "cls@8")
+    assert not contains(FloatDistribution(0, 1), True)
+
+
+def test_defaults_of_the_spaces_are_the_same_configuration_as_the_method_has():
+    paper_like = {**load_space("sd14").defaults}
+    assert dataclasses.replace(TrialConfig(), **paper_like) == TrialConfig()
