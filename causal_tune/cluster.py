@@ -9,7 +9,7 @@ import ray
 
 from causal_tune.errors import StudyError
 
-__all__ = ["connected", "num_cpus"]
+__all__ = ["connected"]
 
 _QUIET = {
     # Tune's and Data's own progress would be mixed with ours
@@ -49,8 +49,3 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def num_cpus() -> int:
-    """CPUs of the Ray that this process is connected to."""
-    return int(ray.cluster_resources().get("CPU", 1))

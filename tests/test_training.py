@@ -180,7 +180,7 @@ def test_a_mask_that_closes_is_called_collapsed():
 
 def test_lambda1_makes_the_mask_sparser():
     means = [
-        train(replace(FAST, lambda1=lambda1), study_data()).epochs[-1]["mask/mean"] for lambda1 in (0, 0.1)
+        train(replace(FAST, lambda1=lambda1), study_data()).epochs[-1]["mask/mean"] for lambda1 in (0.0, 0.1)
     ]
     assert means[1] < means[0] - 0.05
 

@@ -94,8 +94,8 @@ def encoders_command(as_json: bool) -> None:
 
     def show() -> None:
         text = [
-            [row["name"], row["architecture"], row["source"], "yes" if row["fetched"] else "no"]
-            for row in rows
+            [name, encoder.architecture or "", encoder.source, "yes" if is_fetched(name) else "no"]
+            for name, encoder in ENCODERS.items()
         ]
         out.print(table("Encoders", ["name", "architecture<", "weights<", "fetched<"], text))
         out.print("Also: MODEL:TAG of open_clip, or the path of a .safetensors or .pt file of weights.")

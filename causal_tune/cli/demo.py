@@ -6,8 +6,7 @@ import click
 
 from causal_tune.cli.job import run_job
 from causal_tune.cli.output import err, json_option, workspace_option
-from causal_tune.demo import DISCLAIMER, TEST_GENERATORS, TRAIN_GENERATOR, VAL_GENERATORS
-from causal_tune.demo.images import make_images
+from causal_tune.demo.images import DISCLAIMER, TEST_GENERATORS, TRAIN_GENERATOR, VAL_GENERATORS, make_images
 
 __all__ = ["demo_command"]
 

@@ -49,7 +49,7 @@ class LatentAutoencoder(Regenerator):
     The latent has a quarter of the image's side.
     """
 
-    kl_weight = 1e-5
+    kl_weight = 1e-6
 
     def __init__(self, latent_channels: int = 12) -> None:
         super().__init__()

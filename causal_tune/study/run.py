@@ -6,12 +6,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from ray import tune
@@ -22,13 +22,12 @@ from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFai
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
-from causal_tune.selection import rank
+from causal_tune.selection import Roles, rank
 from causal_tune.study.search import LedgerSearch, LostTrials
 from causal_tune.study.spec import StudySpec, freeze, study_path
 from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
-from causal_tune.tracking import Tracker
 
-__all__ = ["StudyEvent", "StudyResult", "run_study"]
+__all__ = ["StudyEvent", "StudyResult", "Tracker", "run_study"]
 
 _TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # three loggers a trial that nobody reads
@@ -38,6 +37,24 @@ _TUNE_SETTINGS = {
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+
+class Tracker(Protocol):
+    """Where trials are shown while they end: `tracking.Tracker`, or a user's own. Raises `TrackingError`."""
+
+    spec: StudySpec
+
+    def start(self) -> None:
+        """Find or make the study's place; called once, before any trial."""
+
+    def sync(self, records: Iterable[TrialRecord]) -> int:
+        """Deliver what is not there yet; how many that were."""
+
+    def log_trial(self, record: TrialRecord, roles: Roles) -> None:
+        """Deliver one trial."""
+
+    def finish(self, best: TrialRecord | None) -> None:
+        """The study has ended, with this winner."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

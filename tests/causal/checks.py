@@ -23,7 +23,7 @@ def draw(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
 
 
 def tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.tensor(array)
 
 
 def labels(seed: int, n: int) -> np.ndarray:

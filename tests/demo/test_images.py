@@ -161,7 +161,7 @@ def test_a_second_call_does_nothing(csv_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(InvalidConfig, match="no images.csv"):
+    with pytest.raises(InvalidConfig, match="it has no images"):
         make_images(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
