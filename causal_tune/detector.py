@@ -101,7 +101,9 @@ class Detector:
         with ThreadPoolExecutor(max_workers=2) as readers:
             ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
             while ahead:
-                batch = [(path, future.result()) for path, future in ahead]
+                batch: list[tuple[Path, NDArray[np.uint8] | str]] = [
+                    (path, future.result()) for path, future in ahead
+                ]
                 ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
                 crops = [crop for _, crop in batch if not isinstance(crop, str)]
                 scores = iter(
@@ -115,7 +117,7 @@ class Detector:
                         yield Scored(path=str(path), score=score, verdict=self.verdict(score), reason=None)
 
 
-def _read(path: Path) -> "NDArray[np.uint8] | str":
+def _read(path: Path) -> NDArray[np.uint8] | str:
     """The crop, or the reason why there is none."""
     try:
         return read_crop(path)

@@ -9,6 +9,7 @@ batches whoever does it, so its bytes do not depend on the number of actors or o
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 
 from causal_tune import cluster
 from causal_tune.atomic import write_json
@@ -73,34 +75,47 @@ class Extraction:
 def decode_shard(task: dict[str, Any]) -> dict[str, Any]:
     """Read and decode the images of one shard.
 
-    From {shard, paths, sha256s} to {shard, kept, crops, quarantine}: the positions within the shard
-    of the images that were read, their crops uint8 [len(kept), 224, 224, 3], and the others' reasons.
-    An image whose bytes are not those that were indexed is quarantined: its label may no longer hold.
+    From {shard, rows} to {shard, rows, crops, quarantine}: `rows` are index rows as Arrow bytes, those
+    that were read in the result; `crops` are theirs, uint8 [n, 224, 224, 3]; `quarantine` is the JSON of
+    the others' paths and reasons. An image whose bytes are not those that were indexed is quarantined:
+    its label may no longer hold.
     """
+    rows = _from_bytes(task["rows"])
     kept: list[int] = []
-    crops: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+    crops: list[NDArray[np.uint8]] = []
     quarantine: list[dict[str, str]] = []
-    for position, (path, sha256) in enumerate(zip(task["paths"], task["sha256s"], strict=True)):
+    for position, row in enumerate(rows.select(["path", "sha256"]).to_pylist()):
         try:
-            data = read_image_bytes(path)
-            if hashlib.sha256(data).hexdigest() != sha256:
+            data = read_image_bytes(row["path"])
+            if hashlib.sha256(data).hexdigest() != row["sha256"]:
                 raise UnreadableImage(
                     "the file has changed since it was indexed; run `causal-tune index` again"
                 )
             crops.append(decode_crop(data, CROP_SIZE))
             kept.append(position)
         except UnreadableImage as error:
-            quarantine.append({"path": path, "reason": str(error)})
+            quarantine.append({"path": row["path"], "reason": str(error)})
     return {
         "shard": task["shard"],
-        "kept": np.asarray(kept, dtype=np.int64),
+        "rows": _to_bytes(rows.take(pa.array(kept, pa.int64()))),
         "crops": np.stack(crops) if crops else np.empty((0, CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8),
         "quarantine": json.dumps(quarantine),
     }
 
 
+def _to_bytes(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def _from_bytes(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
 class _ShardEncoder:
-    """One actor: an encoder and the index; turns decoded shards into shard files."""
+    """One actor: an encoder that turns decoded shards into shard files."""
 
     def __init__(
         self,
@@ -110,27 +125,23 @@ class _ShardEncoder:
         num_threads: int,
         batch_size: int,
         store_path: Path,
-        index: "ray.ObjectRef[pa.Table]",
     ) -> None:
         self.encoder = load_encoder(encoder, layers=layers, dtype=dtype, num_threads=num_threads)
         self.batch_size = batch_size
         self.store_path = store_path
-        self.index: pa.Table = ray.get(index)
 
     def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        shard, crops, kept = int(task["shard"]), task["crops"], task["kept"]
-        features: dict[str, list[np.ndarray[Any, np.dtype[np.float32]]]] = {
+        crops = task["crops"]
+        features: dict[str, list[NDArray[np.float32]]] = {
             layer: [np.empty((0, width), dtype=np.float32)] for layer, width in self.encoder.widths.items()
         }
-        for start in range(0, len(kept), self.batch_size):
+        for start in range(0, len(crops), self.batch_size):
             for layer, values in self.encoder.encode(crops[start : start + self.batch_size]).items():
                 features[layer].append(values)
-        rows = np.asarray(shard_ranges(self.index.num_rows)[shard], dtype=np.int64)[kept]
-        table = self.index.take(pa.array(rows)).append_column("row", pa.array(rows))
         report = write_shard(
             self.store_path,
-            shard,
-            table,
+            int(task["shard"]),
+            _from_bytes(task["rows"]),
             {layer: np.concatenate(values) for layer, values in features.items()},
             json.loads(task["quarantine"]),
         )
@@ -139,13 +150,13 @@ class _ShardEncoder:
 
 def _tasks(index: pa.Table, pending: Iterable[int]) -> list[dict[str, Any]]:
     ranges = shard_ranges(index.num_rows)
-    tasks = []
-    for shard in pending:
-        rows = index.slice(ranges[shard].start, len(ranges[shard]))
-        # a file that was unreadable when it was indexed has no hash; "" equals none
-        sha256s = [digest or "" for digest in rows["sha256"].to_pylist()]
-        tasks.append({"shard": shard, "paths": rows["path"].to_pylist(), "sha256s": sha256s})
-    return tasks
+    numbered = index.append_column(
+        "row", pa.array(range(index.num_rows), pa.int64())
+    ).replace_schema_metadata()
+    return [
+        {"shard": shard, "rows": _to_bytes(numbered.slice(ranges[shard].start, len(ranges[shard])))}
+        for shard in pending
+    ]
 
 
 def extract(
@@ -298,6 +309,7 @@ def _encode(
         num_actors=num_actors,
         num_shards=len(pending),
     )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -313,7 +325,6 @@ def _encode(
                 "num_threads": plan.num_threads,
                 "batch_size": batch_size,
                 "store_path": store_path,
-                "index": ray.put(index),
             },
             compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
             num_cpus=plan.cpus_per_actor,

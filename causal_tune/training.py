@@ -44,7 +44,7 @@ class TrialConfig:
     """A name of `HEADS`."""
     layer: str = "proj"
     """Which of the store's feature layers the trial uses; whoever loads the data reads it."""
-    lambda1: float = 1e-3
+    lambda1: float = 1e-4
     """Weight of the mask's L1 norm, summed over dimensions, Eq. (10); >= 0, sound in 1e-5..1e-2."""
     lambda2: float = 10.0
     """Weight of the HSIC independence term, Eq. (10); >= 0."""
@@ -60,8 +60,8 @@ class TrialConfig:
     """Step size of Adam, > 0; the paper's."""
     batch_size: int = 256
     """Rows in a batch at most; >= 4. The paper's. A pass is cut into equal batches, see `train`."""
-    max_epochs: int = 40
-    """Epochs at most; >= 1. At least 1,000 steps with the default `min_epoch_steps`."""
+    max_epochs: int = 30
+    """Epochs at most; >= 1. With the default `min_epoch_steps` that is 750 steps or more."""
     patience: int = 10
     """Epochs without progress of the validation loss after which training stops; >= 1."""
     min_progress: float = 1e-3

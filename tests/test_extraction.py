@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from causal_tune.errors import InvalidConfig, StudyError, WeightsError
-from causal_tune.extraction import Progress, decode_shard, extract, plan_actors
+from causal_tune.extraction import Progress, _tasks, decode_shard, extract, plan_actors
 from causal_tune.features import FeatureStore
 from causal_tune.images.index import write_index
 from causal_tune.images.layouts import build_index
@@ -115,14 +115,11 @@ def test_another_owner_is_named(index: pa.Table, undisturbed: FeatureStore) -> N
 
 
 def test_a_changed_file_is_quarantined(tmp_path: Path) -> None:
-    import hashlib
-
-    path = tmp_path / "one.png"
-    draw(1, generated=False).save(path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    draw(2, generated=True).save(path)
-    result = decode_shard({"shard": 0, "paths": [str(path)], "sha256s": [sha256]})
-    assert len(result["crops"]) == 0
+    csv = write_images(tmp_path, {"alpha": 1})
+    (task,) = _tasks(build_index([csv], "csv"), [0])
+    draw(99, generated=True).save(tmp_path / "alpha/real/000.png")
+    result = decode_shard(task)
+    assert len(result["crops"]) == 1
     assert "changed since it was indexed" in result["quarantine"]
 
 

@@ -9,6 +9,8 @@ Classifier and adversary enter as their logits [B]. A term returns its plain val
 batch; the weights alpha, lambda1, lambda2 and beta, and every sign, are in `total`.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -71,10 +73,26 @@ def squared_distances(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
             [25.,  0.]])
     """
     # Distances do not change when x moves; centred rows are short, so the difference below keeps digits.
-    centred = x - x.mean(dim=0, keepdim=True)
-    gram = centred @ centred.T
-    norms = gram.diagonal()
-    return (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
+    distances: Tensor = _SquaredDistances.apply(x - x.mean(dim=0, keepdim=True))
+    return distances
+
+
+class _SquaredDistances(torch.autograd.Function):
+    """Squared distances of rows by one matrix product forward and one backward; autograd takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        gram = x @ x.T
+        norms = gram.diagonal()
+        return (norms[:, None] + norms[None, :] - 2 * gram).clamp_(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # D_ij^2 = |x_i - x_j|^2 depends on x_i through row i and through column i
+        (x,) = ctx.saved_tensors
+        weights = gradients[0] + gradients[0].T
+        return 2 * (weights.sum(dim=1, keepdim=True) * x - weights @ x)
 
 
 def median_bandwidth(squared: Float[Tensor, "n n"]) -> Float[Tensor, ""]:

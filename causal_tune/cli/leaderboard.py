@@ -84,25 +84,24 @@ def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion:
 
 
 def show_leaderboard(rows: Sequence[dict[str, Any]], criterion: str, most: int) -> None:
-    """The first `most` rows as a table."""
-    columns = ["#", "trial<", "head<", criterion, "val AP", "test AP*", "mask", *HYPERPARAMETERS]
-    text = []
+    """The first `most` rows: scores, and the hyperparameters beside them or, in a narrow terminal, below."""
+    score_columns = ["#", "trial<", "head<", criterion, "val AP", "test AP*", "mask mean"]
+    scores, settings = [], []
     for row in rows[:most]:
         mask = "-" if row["mask_mean"] is None else f"{row['mask_mean']:.3f}{'!' if row['collapsed'] else ''}"
-        text.append(
-            [
-                str(row["rank"]),
-                row["trial"],
-                row["head"],
-                percent(row[criterion]),
-                percent(row["validation_ap"]),
-                percent(row["mean_test_ap"]),
-                mask,
-                *("-" if row["head"] == "linear" else _short(row[name]) for name in HYPERPARAMETERS),
-            ]
-        )
-    out.print(table(f"Leaderboard by {criterion}", columns, text))
-    out.print("* reported only: test generators never choose. ! the mask has collapsed.")
+        place = [str(row["rank"]), row["trial"], row["head"]]
+        values = [percent(row[criterion]), percent(row["validation_ap"]), percent(row["mean_test_ap"]), mask]
+        scores.append(place + values)
+        settings.append(["-" if row["head"] == "linear" else f"{row[name]:.2g}" for name in HYPERPARAMETERS])
+    title = f"Leaderboard by {criterion}"
+    if out.width >= 120:
+        both = [one + two for one, two in zip(scores, settings, strict=True)]
+        out.print(table(title, [*score_columns, *HYPERPARAMETERS], both))
+    else:
+        out.print(table(title, score_columns, scores))
+        numbered = [[score[0], *setting] for score, setting in zip(scores, settings, strict=True)]
+        out.print(table("Their hyperparameters", ["#", *HYPERPARAMETERS], numbered))
+    out.print("Percent. * reported only: test generators never choose. ! the mask has collapsed.")
 
 
 @click.command("leaderboard", epilog="Example: causal-tune leaderboard real --criterion train_domain")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -44,8 +45,9 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-out = Console()
-err = Console(stderr=True)
+# off a terminal (a file, a pipe) there is no width to keep to
+out = Console(width=None if Console().is_terminal else 160)
+err = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 160)
 
 
 @contextmanager
@@ -117,7 +119,9 @@ def emit(as_json: bool, document: dict[str, Any], show: Callable[[], None]) -> N
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers; columns ending in `<` are text."""
-    result = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    result = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
+    )
     for position, column in enumerate(columns):
         left = position == 0 or column.endswith("<")
         result.add_column(column.rstrip("<"), justify="left" if left else "right", overflow="fold")

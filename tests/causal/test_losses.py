@@ -119,6 +119,15 @@ def test_hsic_in_float32_keeps_three_digits():
     assert single == pytest.approx(exact, rel=1e-3)
 
 
+def test_distances_have_the_gradient_of_any_function_of_them():
+    """Also of one that treats a pair and its mirror image differently, as no kernel does."""
+    x, weights = checks.draw(0, 5, 3), checks.draw(1, 5, 5)
+    expected = reference.gradient(lambda x: float((weights * reference.squared_distances(x)).sum()), x)
+    checks.assert_gradient(
+        lambda x: (checks.tensor(weights) * losses.squared_distances(x)).sum(), expected, x
+    )
+
+
 def test_bandwidth_carries_no_gradient_and_has_a_floor():
     squared = torch.tensor([[0.0, 4.0], [4.0, 0.0]], requires_grad=True)
     assert not losses.median_bandwidth(squared).requires_grad
