@@ -106,14 +106,13 @@ class Detector:
                 ]
                 ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
                 crops = [crop for _, crop in batch if not isinstance(crop, str)]
-                scores = iter(
-                    self.score_features(encoder.encode(np.stack(crops))[self.layer]) if crops else ()
-                )
+                values = self.score_features(encoder.encode(np.stack(crops))[self.layer]) if crops else None
+                scores: Iterator[float] = iter(() if values is None else values.tolist())
                 for path, crop in batch:
                     if isinstance(crop, str):
                         yield Scored(path=str(path), score=None, verdict=None, reason=crop)
                     else:
-                        score = float(next(scores))
+                        score = next(scores)
                         yield Scored(path=str(path), score=score, verdict=self.verdict(score), reason=None)
 
 
