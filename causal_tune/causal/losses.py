@@ -92,7 +92,8 @@ class _SquaredDistances(torch.autograd.Function):
         # D_ij^2 = |x_i - x_j|^2 depends on x_i through row i and through column i
         (x,) = ctx.saved_tensors
         weights = gradients[0] + gradients[0].T
-        return 2 * (weights.sum(dim=1, keepdim=True) * x - weights @ x)
+        gradient: Tensor = 2 * (weights.sum(dim=1, keepdim=True) * x - weights @ x)
+        return gradient
 
 
 def median_bandwidth(squared: Float[Tensor, "n n"]) -> Float[Tensor, ""]:

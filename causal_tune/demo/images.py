@@ -68,15 +68,13 @@ accuracy is uncertain by up to 12 percentage points either way.
 """
 """What the demo is and is not, for whoever reads its table."""
 
-_BATCH_SIZE = 8
-
 
 def make_images(folder: Path, *, seed: int = 0) -> Path:
     """Make the images of the demo in `folder` and return the path of `images.csv` in it.
 
     `images.csv` has the columns path (relative to the file), label (real or fake), generator and
     split. The same seed gives the same bytes on one machine. The folder appears whole or not at all;
-    where `images.csv` is there already, nothing is done.
+    where `images.csv` is there already, nothing is done, whatever its seed was.
 
     Raises:
         InvalidConfig: `folder` is there and is something else: it is left alone.
@@ -136,10 +134,11 @@ def _regenerate(
     generator: str, originals: UInt8[np.ndarray, "n 224 224 3"], rng: torch.Generator
 ) -> UInt8[np.ndarray, "n 224 224 3"]:
     network = load_generator(generator)
-    batches = []
+    regenerated = []
     with torch.inference_mode():
-        for start in range(0, len(originals), _BATCH_SIZE):
-            batch = torch.from_numpy(originals[start : start + _BATCH_SIZE]).permute(0, 3, 1, 2)
-            images = network.regenerate(batch.float() / 255, rng=rng)
-            batches.append((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
-    return np.ascontiguousarray(torch.cat(batches).numpy())
+        # one by one: a batch is no faster on one thread
+        for original in originals:
+            image = torch.from_numpy(original).permute(2, 0, 1).unsqueeze(0).float() / 255
+            new = network.regenerate(image, rng=rng).squeeze(0).permute(1, 2, 0)
+            regenerated.append((new * 255).round().to(torch.uint8).numpy())
+    return np.stack(regenerated)

@@ -67,10 +67,9 @@ class LatentAutoencoder(Regenerator):
         return F.l1_loss(self._decode(latents), images) + self.kl_weight * divergence
 
     def regenerate(self, images: Images, *, rng: torch.Generator) -> Images:
-        """Decode one sample of the posterior."""
-        mean, log_variance = self._posterior(images)
-        latents = mean + (0.5 * log_variance).exp() * _noise_like(mean, rng)
-        return self._decode(latents).clamp(0, 1)
+        """Decode the mean of the posterior; `rng` is not used."""
+        mean, _ = self._posterior(images)
+        return self._decode(mean).clamp(0, 1)
 
     def _posterior(self, images: Images) -> tuple[Tensor, Tensor]:
         mean = self.encoder(images - 0.5)

@@ -31,6 +31,7 @@ chelsea (test)
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import cycle
@@ -148,6 +149,13 @@ def photographs_of(*splits: str) -> list[str]:
 
 def read_photograph(name: str, reduction: int = 1) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of one photograph, 8-bit RGB, box-filtered down by the whole factor `reduction`."""
+    with _open(name) as image:
+        rgb = image.convert("RGB")
+    return np.asarray(rgb.reduce(reduction) if reduction > 1 else rgb)
+
+
+@contextmanager
+def _open(name: str) -> Iterator[Image.Image]:
     photograph = look_up("photograph", PHOTOGRAPHS, name)
     resource = files(photograph.package).joinpath(photograph.path)
     if not resource.is_file():
@@ -156,8 +164,13 @@ def read_photograph(name: str, reduction: int = 1) -> UInt8[np.ndarray, "height 
             f"{photograph.path}). Install the versions of requirements.lock: run `make setup`."
         )
     with resource.open("rb") as file, Image.open(file) as image:
-        rgb = image.convert("RGB")
-    return np.asarray(rgb.reduce(reduction) if reduction > 1 else rgb)
+        yield image
+
+
+def _size(name: str, reduction: int) -> tuple[int, int]:
+    """Height and width of the reduced photograph, without decoding it."""
+    with _open(name) as image:
+        return -(-image.height // reduction), -(-image.width // reduction)
 
 
 def cut(crop: Crop) -> UInt8[np.ndarray, "224 224 3"]:
@@ -179,7 +192,7 @@ def draw_crops(
     """
     names = photographs_of(split)
     sizes = {
-        (name, reduction): read_photograph(name, reduction).shape[:2]
+        (name, reduction): _size(name, reduction)
         for name in names
         for reduction in PHOTOGRAPHS[name].reductions
     }
@@ -204,7 +217,7 @@ def draw_crops(
 
 
 def _candidates(
-    name: str, sizes: Mapping[tuple[str, int], tuple[int, ...]], rng: np.random.Generator
+    name: str, sizes: Mapping[tuple[str, int], tuple[int, int]], rng: np.random.Generator
 ) -> Iterator[Crop]:
     reductions = PHOTOGRAPHS[name].reductions
     for _ in range(_MAX_ATTEMPTS):

@@ -186,7 +186,8 @@ class _Run:
 
     def _search(self, work: Work) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # failed trials are in the ledger with their reasons; here they would be tracebacks on the screen
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         search = LedgerSearch(
             self.spec, self.records.values(), num_trials=self.num_trials, record=self._record
         )

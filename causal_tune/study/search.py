@@ -1,6 +1,7 @@
 """Ray Tune's view of a study: a searcher that asks `suggestion` and tells the ledger."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -124,9 +125,14 @@ class LostTrials(tune.Callback):  # type: ignore[misc]  # ray ships no types
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when it gives a trial up."""
         number, config = self._search.config_of(trial.trial_id)
-        error_path = Path(trial.error_file) if trial.error_file else None
-        words = error_path.read_text(encoding="utf-8").split() if error_path and error_path.exists() else []
-        reason = (
-            f"its worker was lost, and again when it was retried: {' '.join(words)[-300:] or 'no message'}"
-        )
+        reason = f"its worker was lost, and again when it was retried: {_cause(trial.error_file)}"
         self._search.settle(self._failed(number, config, reason))
+
+
+def _cause(error_file: str | None) -> str:
+    """The line that names the exception, out of the traceback that Ray Tune keeps in a file."""
+    if error_file is None or not Path(error_file).is_file():
+        return "Ray gave no cause"
+    lines = Path(error_file).read_text(encoding="utf-8").strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (named or lines or ["Ray gave no cause"])[-1].strip()[:400]

@@ -17,7 +17,7 @@ from causal_tune.demo.images import (
     VAL_GENERATORS,
     make_images,
 )
-from causal_tune.demo.photographs import PHOTOGRAPHS, read_photograph
+from causal_tune.demo.photographs import PHOTOGRAPHS, draw_crops, read_photograph
 from causal_tune.errors import InvalidConfig
 
 
@@ -34,9 +34,15 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
+FEWER_PAIRS = {key: max(3, num_pairs // 10) for key, num_pairs in NUM_PAIRS.items()}
+
+
 @pytest.fixture(scope="module")
 def csv_path(tmp_path_factory):
-    return make_images(tmp_path_factory.mktemp("demo") / "images")
+    """All generators and splits, with a tenth of the images."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(images, "NUM_PAIRS", FEWER_PAIRS)
+        return make_images(tmp_path_factory.mktemp("demo") / "images")
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +72,20 @@ def few_pairs(monkeypatch):
 def test_the_table_lists_every_file_once_with_the_announced_counts(csv_path):
     rows = _rows(csv_path)
     assert list(rows[0]) == ["path", "label", "generator", "split"]
-    assert len({row["path"] for row in rows}) == len(rows) == 2 * sum(NUM_PAIRS.values())
+    assert len({row["path"] for row in rows}) == len(rows) == 2 * sum(FEWER_PAIRS.values())
     files = {path.relative_to(csv_path.parent).as_posix() for path in csv_path.parent.rglob("*.png")}
     assert {row["path"] for row in rows} == files
     counts = Counter((row["generator"], row["split"], row["label"]) for row in rows)
-    for (generator, split, _), num_pairs in NUM_PAIRS.items():
+    for (generator, split, _), num_pairs in FEWER_PAIRS.items():
         assert counts[generator, split, "real"] == counts[generator, split, "fake"] == num_pairs
+
+
+def test_there_is_room_for_all_crops_with_any_seed():
+    assert 600 <= 2 * sum(NUM_PAIRS.values()) <= 700
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        for (_, _, side), num_pairs in NUM_PAIRS.items():
+            assert len(set(draw_crops(side, num_pairs, rng))) == num_pairs
 
 
 def test_the_roles_cover_the_generators_without_overlap():
@@ -171,10 +185,10 @@ def test_an_interrupted_call_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupt(name: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(images, "load_generator", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        make_images(tmp_path / "images")
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "load_generator", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_images(tmp_path / "images")
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
     (tmp_path / "images").mkdir()  # an empty folder is no obstacle
     assert make_images(tmp_path / "images").is_file()
