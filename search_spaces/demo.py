@@ -24,7 +24,7 @@ SPACE = {
 }
 
 DEFAULTS = {
-    "lambda1": 1e-3,
+    "lambda1": 1e-4,
     "lambda2": 10.0,
     "alpha": 0.1,
     "beta": 1.0,

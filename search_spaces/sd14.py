@@ -30,7 +30,7 @@ SPACE = {
 
 # The paper states none of the six values; these are the middle of the ranges, with its learning rate.
 DEFAULTS = {
-    "lambda1": 1e-3,
+    "lambda1": 1e-4,
     "lambda2": 10.0,
     "alpha": 0.1,
     "beta": 1.0,

@@ -15,7 +15,7 @@ from causal_tune.cli.output import (
     table,
 )
 from causal_tune.encoders import ENCODERS
-from causal_tune.images.index import counts, write_index
+from causal_tune.images.index import counts, skipped_files, write_index
 from causal_tune.images.layouts import LAYOUTS, build_index
 from causal_tune.weights import fetch, is_fetched
 
@@ -65,6 +65,8 @@ def index_command(roots: tuple[Path, ...], layout: str, output: Path, as_json: b
     def show() -> None:
         columns = ["generator", "split<", "real", "generated", "unreadable"]
         out.print(table(f"{index.num_rows:,} images in {output}", columns, counts_table(index)))
+        for what, number in skipped_files(index).items():
+            out.print(f"Left out: {number:,} files ({what}).", markup=False)
         out.print(f"Next: causal-tune extract {output} --encoder vit-b-16-int8", soft_wrap=True)
 
     emit(
@@ -73,6 +75,7 @@ def index_command(roots: tuple[Path, ...], layout: str, output: Path, as_json: b
             "index": str(output),
             "num_images": index.num_rows,
             "counts": [asdict(row) for row in counts(index)],
+            "skipped": skipped_files(index),
         },
         show,
     )
