@@ -69,7 +69,8 @@ class Tracker:
         if self.uri.startswith(("http://", "https://")):
             self._probe()
         elif self._database is not None:
-            self._database.parent.mkdir(parents=True, exist_ok=True)
+            with self._refusals():
+                self._database.parent.mkdir(parents=True, exist_ok=True)
         self._client = _connect(self.uri)
         with self._refusals():
             self.experiment_id = self._find_experiment()

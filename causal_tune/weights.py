@@ -107,6 +107,7 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
         metadata = {**origin, "format": "1", "state_sha256": state_sha256(state)}
         with atomic_path(path) as temporary:
             safetensors.torch.save_file(state, temporary, metadata=metadata)
+            temporary.chmod(0o644)  # safetensors writes 0600; a cache may be shared
     except (OSError, safetensors.SafetensorError) as error:
         if not _is_disk_full(error):
             raise WeightsError(

@@ -22,7 +22,8 @@ SPACE = {
     "p": FloatDistribution(0.05, 0.5),
 }
 
-# The paper states none of the six values; these are the middle of the ranges, with its learning rate.
+# The paper states none of the six values; these lie inside the ranges and are the defaults of a trial.
+# Its learning rate is the paper's.
 DEFAULTS = {
     "lambda1": 1e-4,
     "lambda2": 10.0,

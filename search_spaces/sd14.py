@@ -28,7 +28,8 @@ SPACE = {
     # "learning_rate": FloatDistribution(1e-4, 1e-2, log=True),
 }
 
-# The paper states none of the six values; these are the middle of the ranges, with its learning rate.
+# The paper states none of the six values; these lie inside the ranges and are the defaults of a trial.
+# Its learning rate is the paper's.
 DEFAULTS = {
     "lambda1": 1e-4,
     "lambda2": 10.0,

@@ -101,7 +101,7 @@ def test_a_trial_is_a_nested_run_with_params_curves_and_results(tracker):
     assert run.data.tags["causal_tune.criterion"] == "val_generators"
     assert run.data.tags["causal_tune.store_fingerprint"] == "f00d"
     assert {"lambda1", "lambda2", "alpha", "beta", "tau", "p"} <= run.data.params.keys()
-    assert run.data.params["lambda1"] == "0.001"
+    assert run.data.params["lambda1"] == "0.0001"
     assert run.data.metrics["val_generators/cycle gan_/ap"] == 0.63
     assert run.data.metrics["test/progan/accuracy"] == 0.75
     assert run.data.metrics["best_validation/ap"] == 0.9

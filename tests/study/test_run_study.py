@@ -13,7 +13,7 @@ from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.lock import owned
 from causal_tune.selection import best
-from causal_tune.study.run import run_study
+from causal_tune.study.run import _Run, run_study
 from causal_tune.study.spec import study_path
 from causal_tune.study.worker import _study_data
 
@@ -62,19 +62,18 @@ def test_a_checkpoint_scores_as_its_record_says(undisturbed):
     assert correct == pytest.approx(record.validation["accuracy"], abs=1e-6)
 
 
-def test_a_study_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed, tmp_path):
+def test_a_study_whose_driver_is_killed_ends_as_the_undisturbed_one(undisturbed, tmp_path):
     trials_path = study_path(tmp_path, "tiny") / "trials"
     program = [sys.executable, str(Path(tiny.__file__)), str(tmp_path), str(NUM_TRIALS)]
     tiny.make_tiny_spec(tmp_path)
-    for target in (4, 10):
-        driver = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 100
-        while len(list(trials_path.glob("0*.json"))) < target and time.monotonic() < deadline:
-            assert driver.poll() is None, "the driver ended before it could be killed"
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        assert target <= len(list(trials_path.glob("0*.json"))) < NUM_TRIALS
+    driver = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while len(list(trials_path.glob("0*.json"))) < 6 and time.monotonic() < deadline:
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert 6 <= len(list(trials_path.glob("0*.json"))) < NUM_TRIALS
     result = run_study(tiny.make_tiny_spec(tmp_path), num_trials=NUM_TRIALS, workspace=tmp_path)
     assert substances(result.records) == substances(undisturbed.records)
     assert result.best.id == undisturbed.best.id
@@ -188,9 +187,16 @@ def test_failing_trials_and_a_tracking_server_that_goes_away_do_not_stop_the_stu
     assert [event.record.number for event in events if event.kind == "trial"] == list(range(7))
 
 
-def test_a_ledger_that_cannot_be_written_ends_the_study_with_the_cause(tmp_path):
-    spec = tiny.make_tiny_spec(tmp_path)
-    (study_path(tmp_path, "tiny")).mkdir(parents=True)
-    (study_path(tmp_path, "tiny") / "trials").write_text("a file where the folder should be")
+def test_a_ledger_that_cannot_be_written_is_told_with_the_cause(tmp_path, undisturbed):
+    run = _Run(tiny.make_tiny_spec(tmp_path), tmp_path, 1, None, None)
+    (tmp_path / "trials").write_text("a file where the folder should be")
     with pytest.raises(StudyError, match="cannot be written"):
-        run_study(spec, num_trials=4, workspace=tmp_path)
+        run._record(undisturbed.records[0])
+
+
+def test_a_record_whose_checkpoint_is_not_there_is_a_failure(tmp_path, undisturbed):
+    run = _Run(tiny.make_tiny_spec(tmp_path), tmp_path, 1, None, None)
+    run._record(undisturbed.records[0])
+    (record,) = Ledger(tmp_path / "trials").records()
+    assert (record.state, record.checkpoint) == ("failed", None)
+    assert "storage that all of them share" in record.reason

@@ -1,0 +1,90 @@
+"""The documentation agrees with the code: commands, options, names, links, examples."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from causal_tune.cli import COMMANDS, main
+from causal_tune.encoders import ENCODERS
+from causal_tune.heads import HEADS
+from causal_tune.images.layouts import LAYOUTS
+from causal_tune.selection import CRITERIA
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+TEXT = "\n".join(page.read_text() for page in PAGES)
+
+
+def options_of(command: click.Command) -> set[str]:
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target.split("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_that_are_shown_exist(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ").replace("\\|", "|")
+    for line in re.findall(r"causal-tune ([a-z]+[^`\n]*)", text):
+        name, *words = line.split()
+        if name not in COMMANDS:
+            continue  # prose: "causal-tune has to be importable"
+        known = options_of(main.get_command(None, name)) | {"--help"}
+        for word in words:
+            option = word.strip("[].,;").split("=")[0]
+            if option.startswith("--"):
+                assert option in known, f"{name} {option}"
+
+
+def test_job_options_that_are_shown_exist() -> None:
+    import runpy
+
+    command = runpy.run_path(str(ROOT / "jobs" / "tune_sd14.py"))["main"]
+    shown = re.findall(r"python jobs/tune_sd14\.py((?:[^`\n]|\\\n)*)", TEXT)
+    options = {word for line in shown for word in line.split() if word.startswith("--")}
+    assert options
+    assert options <= options_of(command) | {"--help"}
+
+
+def test_every_command_layout_and_target_is_documented() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"causal-tune {name}" in readme for name in COMMANDS)
+    assert all(f"`{name}`" in TEXT for name in LAYOUTS)
+    assert all(f"make {target}" in readme for target in ("demo", "test", "lint", "bench"))
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert all(f"`{name}`" in changelog for name in (*CRITERIA, *HEADS))
+    assert all(name in TEXT for name in ENCODERS if name == "vit-b-16-int8")
+
+
+def test_python_blocks_run() -> None:
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
+            exec(compile(block, str(page), "exec"), {})
+
+
+def test_the_example_of_every_help_page_parses() -> None:
+    for name in COMMANDS:
+        command = main.get_command(None, name)
+        words = command.epilog.removeprefix(f"Example: causal-tune {name}").split()
+        command.make_context(name, list(words), resilient_parsing=True)
+        known = options_of(command)
+        assert {word for word in words if word.startswith("-") and not word[1:].isdigit()} <= known
+
+
+def test_make_help_lists_the_targets() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    for target in ("setup", "demo", "test", "lint", "bench", "docs"):
+        assert re.search(rf"^{target} ", done.stdout, flags=re.M)
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    result = CliRunner().invoke(main, ["nothing"])
+    assert result.exit_code == 2
