@@ -43,9 +43,10 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     sets += [(name, role_of(name, spec), metrics) for name, metrics in winner.generators.items()]
     out.print(table(f"Winner: trial {winner.id}", METRIC_COLUMNS, metrics_rows(sets)))
     out.print(f"Chosen by {criterion} = {percent(value)}: {CRITERIA[criterion].summary}.")
-    out.print(
-        "Winner's settings: " + ", ".join(f"{key} {_short(item)}" for key, item in winner.config.items())
-    )
+    shown = {
+        name: winner.config[name] for name in ("head", "layer", *HYPERPARAMETERS, "learning_rate", "seed")
+    }
+    out.print("Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
     if winner.collapsed:
         out.print("Warning: its mask has collapsed, so it is no causal head.")
     if spec.roles.test_generators and criterion != "oracle":

@@ -18,10 +18,11 @@ from causal_tune.cli.output import (
     workspace_option,
 )
 from causal_tune.errors import WorkFailed
-from causal_tune.selection import CRITERIA, score
+from causal_tune.ledger import Ledger
+from causal_tune.selection import CRITERIA, rank, score
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import load_space
-from causal_tune.study.spec import make_spec
+from causal_tune.study.spec import make_spec, study_path
 from causal_tune.tracking import Tracker, default_uri
 
 __all__ = ["run_tune", "study_options", "tune_command"]
@@ -93,7 +94,8 @@ def run_tune(
         max_concurrent=max_concurrent,
     )
     tracker = Tracker(tracking_uri or default_uri(workspace), "causal-tune", spec)
-    best_score: float | None = None
+    before = rank(Ledger(study_path(workspace, study) / "trials").records(), spec.criterion, spec.roles)
+    best_score = before[0][1] if before else None
     num_failed = 0
     with progress_bar(f"Study {study}", trials, "trials") as bar:
 

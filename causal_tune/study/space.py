@@ -11,6 +11,7 @@ import runpy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ class SearchSpace:
         return {key: config[key] for key in self.distributions}
 
 
+@cache  # asked for once a known trial in every suggestion
 def _field_defaults() -> dict[str, Any]:
     # what TrialConfig itself fills in; `seed` is the trial's own
     config = TrialConfig.from_dict({"seed": 0}).to_dict()
