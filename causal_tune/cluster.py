@@ -39,7 +39,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # `local`: without it Ray joins whatever cluster someone else has started on this machine
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise StudyError(
             f"No Ray answers at {address or 'this machine'}: {error}. Start one with `ray start --head`, "

@@ -145,11 +145,11 @@ class Tracker:
             self._client.set_terminated(self.parent_run_id)
 
     def ui_command(self) -> str:
-        """What to type to see the runs."""
+        """What to type to see the runs, and the page that they are on."""
         if self._database is None:
             return f"open {self.uri.rstrip('/')}/{self.ui_path()}"
         program = "mlflow" if shutil.which("mlflow") else f"{sys.executable} -m mlflow"
-        return f"{program} ui --backend-store-uri {self.uri}"
+        return f"{program} ui --backend-store-uri {self.uri}  # http://127.0.0.1:5000/{self.ui_path()}"
 
     def ui_path(self) -> str:
         """The part of the address, after the server's, of the table of this study's runs."""
