@@ -126,9 +126,9 @@ def resolve(name: str) -> Encoder:
 
     >>> resolve("vit-l-14").architecture
     'ViT-L-14-quickgelu'
-    >>> resolve("tiny")
+    >>> resolve("tiny-rand")
     Traceback (most recent call last):
-    causal_tune.errors.UnknownName: No encoder is called 'tiny'; close to it: tiny-random. There are: \
+    causal_tune.errors.UnknownName: No encoder is called 'tiny-rand'; close to it: tiny-random. There are: \
 tiny-random, vit-b-16, vit-b-16-int8, vit-l-14; MODEL:TAG of open_clip, such as \
 ViT-B-32-quickgelu:openai; or the path of a weights file (.safetensors, .pt, .pth, .bin).
     """

@@ -183,7 +183,7 @@ def tune(finished: Finished, *words: object) -> object:
         ("--space nothing --study a --train-generator alpha", "sd14"),
         ("--space demo --study ../a --train-generator alpha", "name of a study"),
         ("--space demo --study a", "--train-generator"),
-        ("--space demo --study small --train-generator beta --val-generators alpha", "another --study name"),
+        ("--space demo --study small --train-generator alpha --val-generators gamma", "another --study name"),
         ("--space demo --study small --train-generator alpha --val-generators beta --seed 5", "seed"),
         (
             "--space demo --study a --train-generator alpha --tracking-uri http://127.0.0.1:9",

@@ -120,14 +120,17 @@ def run_study(
         raise InvalidConfig(f"{num_trials} trials were asked for; at least 1 is needed.")
     path = study_path(workspace, spec.name)
     with owned(path, "study"):
-        spec = freeze(spec, workspace)
+        spec = freeze(spec, workspace, write=False)
         store = FeatureStore(spec.store_path)
         if store.fingerprint != spec.store_fingerprint:
             raise StudyError(
                 f"The store {store.path} has the fingerprint {store.fingerprint}, the study {spec.name!r} "
                 f"was made for {spec.store_fingerprint}. Point --store at that one, or use another --study name."
             )
-        return _Run(spec, path, num_trials, on_event, tracker).go(ray_address, work)
+        run = _Run(spec, path, num_trials, on_event, tracker)
+        run.start_tracker()
+        freeze(spec, workspace)  # only now: a study that cannot be shown or stored is not half-made
+        return run.go(ray_address, work)
 
 
 class _Run:
@@ -148,14 +151,16 @@ class _Run:
         self.num_before = len(self.records)
         self.tracking_broken = False
 
-    def go(self, ray_address: str | None, work: Work) -> StudyResult:
-        started = time.time()
+    def start_tracker(self) -> None:
         if self.tracker:
             if self.tracker.spec.uid != self.spec.uid:
                 # the study existed before: its runs are known by the identity it was made with
                 self.tracker.spec = self.spec
             self.tracker.start()
             self.tracker.sync(self.records.values())
+
+    def go(self, ray_address: str | None, work: Work) -> StudyResult:
+        started = time.time()
         self._tell("started")
         if any(number not in self.records for number in range(self.num_trials)):
             with connected(ray_address), _stop_signals():

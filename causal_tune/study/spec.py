@@ -131,14 +131,17 @@ def read_spec(path: Path) -> StudySpec:
         ) from error
 
 
-def freeze(spec: StudySpec, workspace: Path | str) -> StudySpec:
+def freeze(spec: StudySpec, workspace: Path | str, *, write: bool = True) -> StudySpec:
     """Create the study, or agree to continue it: the frozen spec, with the store's present path.
+
+    Without `write` a new study is not created yet.
 
     `StudyError` where the study of that name is another one; it names every field that differs.
     """
     path = study_path(workspace, spec.name)
     if not (path / "study.json").exists():
-        write_json(path / "study.json", spec.to_json())
+        if write:
+            write_json(path / "study.json", spec.to_json())
         return spec
     frozen = read_spec(path)
     old, new = frozen.to_json(), spec.to_json()
