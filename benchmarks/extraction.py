@@ -26,17 +26,18 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from causal_tune.clip import describe_encoder, load_encoder
-from causal_tune.demo.images import make_images
-from causal_tune.encoders import resolve
-from causal_tune.weights import load_state
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from causal_tune import cluster
-from causal_tune.extraction import Progress, extract
+from causal_tune.clip import describe_encoder, load_encoder
+from causal_tune.demo.images import make_images
+from causal_tune.encoders import resolve
+from causal_tune.extraction import extract
+from causal_tune.features import shard_ranges
 from causal_tune.images.decode import read_crop
 from causal_tune.images.layouts import build_index
+from causal_tune.weights import load_state
 
 
 class PlainDataset(Dataset):
@@ -79,19 +80,13 @@ def bare_rate(encoder: object, crops: np.ndarray, batch_size: int) -> float:
 
 def pipeline_rates(index: object, encoder: str, batch_size: int) -> tuple[float, float]:
     """Images/s between the first and the last shard, and of the whole call."""
-    points: list[Progress] = []
     with tempfile.TemporaryDirectory() as workspace:
         begin = time.perf_counter()
-        done = extract(
-            index,
-            encoder=encoder,
-            workspace=Path(workspace),
-            batch_size=batch_size,
-            on_progress=points.append,
-        )
+        done = extract(index, encoder=encoder, workspace=Path(workspace), batch_size=batch_size)
         whole = time.perf_counter() - begin
-    first, last = points[1], points[-1]
-    steady = (last.num_encoded_now - first.num_encoded_now) / (last.elapsed_s - first.elapsed_s)
+        # by the files: results reach the driver in bunches, a shard is renamed when it is done
+        ended = sorted(path.stat().st_mtime for path in (done.store.path / "shards").glob("*.arrow"))
+        steady = (index.num_rows - len(shard_ranges(index.num_rows)[0])) / (ended[-1] - ended[0])
     return steady, done.num_stored / whole
 
 
