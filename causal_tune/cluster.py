@@ -12,12 +12,9 @@ from causal_tune.errors import StudyError
 __all__ = ["connected"]
 
 _QUIET = {
-    # Tune's and Data's own progress would be mixed with ours
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 
 

@@ -23,7 +23,6 @@ import ray.data
 from numpy.typing import NDArray
 
 from causal_tune import cluster
-from causal_tune.atomic import write_json
 from causal_tune.clip import describe_encoder, load_encoder
 from causal_tune.errors import InvalidConfig, UnreadableImage
 from causal_tune.features import (
@@ -217,7 +216,6 @@ def extract(
         num_quarantined += report.num_quarantined
 
     with owned(store_path, "extraction"):
-        write_json(store_path / "spec.json", asdict(spec))
         done = [shard for shard in shards if shard_path(store_path, shard).exists()]
         pending = sorted(set(shards).difference(done))
         for shard in done:
