@@ -23,6 +23,7 @@ from torch import Tensor
 
 from causal_tune.encoders import Encoder, resolve
 from causal_tune.errors import InvalidConfig
+from causal_tune.processor import has_bfloat16
 from causal_tune.towers import Tower, build_tower, infer_architecture, tower_of
 from causal_tune.weights import load_verified, weights_sha256
 
@@ -180,21 +181,12 @@ def _device(device: str) -> torch.device:
 
 def _dtype(dtype: str, device: torch.device) -> str:
     if dtype == "auto":
-        return "bfloat16" if _has_bfloat16(device) else "float32"
+        return "bfloat16" if has_bfloat16(device) else "float32"
     if dtype not in DTYPES:
         raise InvalidConfig(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}.")
     if dtype == "float16" and device.type == "cpu":
         raise InvalidConfig("float16 is slow on CPUs: use auto, bfloat16 or float32, or a CUDA device.")
     return dtype
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products are instructions of the device, not emulated and then slow."""
-    if device.type == "cuda":
-        # A driver without a GPU describes what its workers will do: all GPUs since 2020 have bfloat16.
-        return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
-    features = torch.cpu.get_capabilities()
-    return any(bool(features.get(feature)) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 class _Linear:
@@ -238,7 +230,7 @@ class _Linear:
 def _has_onednn_linear() -> bool:
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and _has_bfloat16(torch.device("cpu"))
+        and has_bfloat16(torch.device("cpu"))
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )

@@ -308,7 +308,9 @@ class StudyData:
     train: FeatureSet
     validation: FeatureSet
     generators: Mapping[str, FeatureSet]
-    """Validation and test generators alike; which is which is the criterion's business."""
+    """Validation and test generators alike."""
+    val_generators: tuple[str, ...] = ()
+    """Those of `generators` that may choose: the epoch to keep, where early stopping asks for them."""
 
 
 def _is_validation(sha256: str) -> bool:
@@ -408,4 +410,5 @@ def load_study_data(
         train=gather(parts.train),
         validation=gather(parts.validation),
         generators={name: gather(rows) for name, rows in parts.generators.items()},
+        val_generators=tuple(val_generators),
     )

@@ -62,6 +62,8 @@ class TrialRecord:
     """Epoch of the head that is kept, counted from 1."""
     validation: dict[str, Any] = field(default_factory=dict)
     """Metrics on the validation split of the training generators."""
+    threshold: float | None = None
+    """On logits, chosen on that validation split; `accuracy_val_threshold` of a set is counted at it."""
     generators: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Metrics of every judged generator, validation and test alike."""
     mask: dict[str, Any] | None = None
@@ -69,7 +71,7 @@ class TrialRecord:
     collapsed: str | None = None
     """`ones` or `zeros`: the mask lets everything or nothing through, so it selects nothing."""
     stopped_by: str | None = None
-    """`patience` or `max_epochs`."""
+    """`patience` or `max_epochs`; `fit` for a head that is fitted at once."""
     steps: int = 0
     """Gradient steps."""
     timings: dict[str, float] = field(default_factory=dict)

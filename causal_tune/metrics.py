@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from causal_tune.errors import CausalTuneError
 
-__all__ = ["Metrics", "average_precision", "score_metrics"]
+__all__ = ["Metrics", "average_precision", "best_threshold", "score_metrics"]
 
 
 class Metrics(TypedDict):
@@ -19,6 +19,8 @@ class Metrics(TypedDict):
     """Average precision, generated images being the positives; depends on their share."""
     accuracy: float
     """Share of right verdicts at probability 0.5."""
+    accuracy_val_threshold: float | None
+    """Share of right verdicts at a threshold that was chosen on other images; None where none was given."""
     accuracy_real: float | None
     accuracy_generated: float | None
     loss: float
@@ -46,9 +48,39 @@ def average_precision(logits: ArrayLike, labels: ArrayLike) -> float | None:
         return float(average_precision_score(truth, scores))
 
 
-def score_metrics(logits: ArrayLike, labels: ArrayLike) -> Metrics:
+def best_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The threshold on `logits` [N] with the highest balanced accuracy on `labels` [N]; above it is generated.
+
+    It lies halfway between two neighbouring scores; of several the one nearest to 0 (probability 1/2), so that
+    scores which separate the classes at 0 keep it. With one class there is nothing to choose: 0.
+
+    >>> best_threshold([2.0, 1.0, 0.5, -1.0], [1, 1, 0, 0])
+    0.75
+    >>> best_threshold([1.0, -1.0], [1, 0])
+    0.0
+    """
+    scores, truth = _checked(logits, labels)
+    if truth.all() or not truth.any():
+        return 0.0
+    order = np.argsort(scores)
+    scores, truth = scores[order], truth[order]
+    distinct = np.flatnonzero(np.diff(scores) > 0)
+    if not len(distinct):
+        return 0.0
+    real_below = np.cumsum(~truth)[distinct] / (~truth).sum()
+    generated_above = 1 - np.cumsum(truth)[distinct] / truth.sum()
+    balanced = real_below + generated_above
+    low, high = scores[distinct], scores[distinct + 1]
+    # 0 itself where it parts the same scores: a verdict then means what the probability says
+    cuts = np.where((low < 0) & (high > 0), 0.0, (low + high) / 2)
+    best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
+    return float(cuts[best[np.argmin(np.abs(cuts[best]))]])
+
+
+def score_metrics(logits: ArrayLike, labels: ArrayLike, *, threshold: float | None = None) -> Metrics:
     """All measures of `logits` [N] (before the sigmoid) for `labels` [N] (0 real, 1 generated).
 
+    `threshold` is a threshold on logits that was chosen elsewhere, `best_threshold` on the validation split.
     An empty set, or a score that is not finite, raises `CausalTuneError`.
 
     >>> metrics = score_metrics([2.0, -1.0, 1.0], [1, 0, 0])
@@ -64,6 +96,9 @@ def score_metrics(logits: ArrayLike, labels: ArrayLike) -> Metrics:
     return {
         "ap": average_precision(scores, truth),
         "accuracy": float(right.mean()),
+        "accuracy_val_threshold": (
+            None if threshold is None else float(((scores > threshold) == truth).mean())
+        ),
         "accuracy_real": float(right[~truth].mean()) if num_real else None,
         "accuracy_generated": float(right[truth].mean()) if num_generated else None,
         "loss": float(loss),

@@ -10,7 +10,7 @@ never optimised.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -65,9 +65,11 @@ class Criterion:
     """The role that must not be empty: `val_generators`, `test_generators` or nothing."""
     uses_test_domain: bool = False
     """It reads test generators: reported as the oracle, never a study's objective."""
+    skips_collapsed: bool = False
+    """Trials whose mask has collapsed have no score."""
 
 
-CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+_PLAIN: Mapping[str, Criterion] = MappingProxyType(
     {
         "train_domain": Criterion(
             summary="AP on the validation split of the training generators",
@@ -96,8 +98,25 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     }
 )
 
+_SUFFIX = "_uncollapsed"
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        **_PLAIN,
+        **{
+            name + _SUFFIX: replace(
+                criterion,
+                summary=f"{criterion.summary}, without trials whose mask has collapsed",
+                skips_collapsed=True,
+            )
+            for name, criterion in _PLAIN.items()
+            if not criterion.uses_test_domain
+        },
+    }
+)
+
 # Of two heads with the same score the one with fewer parts is taken; heads not named here come last.
-_SIMPLEST_FIRST = ("linear",)
+_SIMPLEST_FIRST = ("linear", "svm", "prototypes", "nearest", "mlp", "vib")
 
 
 def default_criterion(roles: Roles) -> str:
@@ -132,7 +151,8 @@ def _check_needs(name: str, criterion: Criterion, roles: Roles) -> None:
 
 
 def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
-    """The criterion's value of a trial; None where it failed or a set lacks a class.
+    """The criterion's value of a trial; None where it failed, a set lacks a class, or its mask has collapsed
+    and the criterion skips such trials.
 
     >>> record = TrialRecord(
     ...     number=0, id="00000-x", state="finished", config={}, seed=0, validation={"ap": 0.9}
@@ -141,7 +161,7 @@ def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
     0.9
     """
     rule = look_up("criterion", CRITERIA, criterion)
-    if not record.finished:
+    if not record.finished or (rule.skips_collapsed and record.collapsed):
         return None
     values = [metrics.get("ap") for metrics in rule.sets(record, roles)]
     present = [float(value) for value in values if value is not None]
@@ -179,6 +199,8 @@ def best(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> TrialR
             "The study has no finished trial yet. Run the same `causal-tune tune` again: it continues."
         )
     unscored = f"no {criterion} score: a class is missing"
+    if CRITERIA[criterion].skips_collapsed:
+        unscored = f"no {criterion} score: its mask has collapsed, or a class is missing"
     reasons = Counter(unscored if record.finished else record.reason for record in records)
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     raise StudyError(
@@ -208,8 +230,10 @@ def saturated(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> s
     spread = top_score - ranked[len(ranked) // 2][1]
     if spread > 2 * noise:
         return None
+    uses_test = CRITERIA[criterion].uses_test_domain
+    advice = "" if uses_test else "; name (more) validation generators"
     return (
         f"The criterion {criterion!r} is saturated: half of the {len(ranked)} trials lie within "
         f"{spread:.4f} of the best ({top_score:.4f}), and its own noise is about {noise:.4f}. "
-        "It cannot tell these trials apart; name (more) validation generators."
+        f"It cannot tell these trials apart{advice}."
     )

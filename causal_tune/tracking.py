@@ -295,7 +295,7 @@ def _metrics(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Itera
     for generator, metrics in record.generators.items():
         folder = folders.get(generator, "other")
         for name, value in _numbers(metrics):
-            if name in ("ap", "accuracy", "loss"):
+            if name in ("ap", "accuracy", "accuracy_val_threshold", "loss"):
                 yield f"{folder}/{_plain(generator)}/{name}", value, best_epoch
     # `validation/` and `mask/` are curves, whose last point is not the kept epoch's
     for name, value in _numbers(record.validation):
@@ -303,7 +303,9 @@ def _metrics(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Itera
             yield f"best_validation/{name}", value, best_epoch
     for name, value in _numbers(record.mask or {}):
         yield f"best_mask/{name}", value, best_epoch
-    for name in CRITERIA:
+    for name, criterion in CRITERIA.items():
+        if criterion.skips_collapsed:
+            continue  # the same number as the plain criterion, or none
         judged = score(record, name, roles)
         if judged is not None:
             yield f"criterion/{name}", judged, best_epoch

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_tune.errors import CausalTuneError
-from causal_tune.metrics import average_precision, score_metrics
+from causal_tune.metrics import average_precision, best_threshold, score_metrics
 
 
 def ap_by_definition(scores, labels):
@@ -77,3 +77,35 @@ def test_scores_that_are_not_finite_are_refused(bad):
 def test_sets_that_cannot_be_measured_are_refused(scores, labels, message):
     with pytest.raises(CausalTuneError, match=message):
         score_metrics(scores, labels)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(-6, 6), st.booleans()), min_size=2, max_size=12).filter(
+        lambda rows: len({label for _, label in rows}) == 2
+    )
+)
+def test_no_other_threshold_has_a_higher_balanced_accuracy(rows):
+    scores = np.array([score for score, _ in rows], dtype=float)
+    labels = np.array([label for _, label in rows])
+
+    def balanced(threshold):
+        verdicts = scores > threshold
+        return (verdicts[labels].mean() + (~verdicts[~labels]).mean()) / 2
+
+    found = best_threshold(scores, labels)
+    candidates = [*(scores - 0.5), *(scores + 0.5)]
+    inner = [cut for cut in candidates if scores.min() <= cut < scores.max()]
+    if len(set(scores)) > 1:
+        assert balanced(found) == pytest.approx(max(balanced(cut) for cut in inner))
+
+
+def test_a_threshold_of_other_images_is_counted_at_beside_one_half():
+    metrics = score_metrics([2.0, 0.5, 0.4, -1.0], [1, 1, 0, 0], threshold=0.45)
+    assert (metrics["accuracy"], metrics["accuracy_val_threshold"]) == (0.75, 1.0)
+    assert score_metrics([1.0, -1.0], [1, 0])["accuracy_val_threshold"] is None
+
+
+def test_scores_that_part_at_zero_keep_zero():
+    assert best_threshold([3.0, 1.0, -0.1, -7.0], [1, 1, 0, 0]) == 0.0
+    assert best_threshold([1.0, 1.0], [1, 0]) == 0.0
+    assert best_threshold([1.0, 2.0], [1, 1]) == 0.0

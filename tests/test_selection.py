@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,7 @@ RECORDS = [
     record(3, 1.00, 1.00, 1.00, progan=1.00, glide=1.00, state="failed"),
 ]
 WINNERS = {"train_domain": 0, "val_generators": 1, "worst_generator": 2, "oracle": 2}
+WINNERS |= {f"{name}_uncollapsed": winner for name, winner in WINNERS.items() if name != "oracle"}
 
 
 @pytest.mark.parametrize("criterion", sorted(CRITERIA))
@@ -88,6 +90,20 @@ def test_ties_go_to_the_simpler_head_then_to_the_lower_number():
     assert [item.number for item, _ in rank(tied, "train_domain", ROLES)] == [7, 2, 4]
 
 
+@pytest.mark.parametrize("name", ["train_domain", "val_generators", "worst_generator"])
+def test_a_criterion_can_leave_out_collapsed_masks(name):
+    first, *others = rank(RECORDS, name, ROLES)
+    collapsed = [
+        replace(item, collapsed="ones") if item.number == first[0].number else item for item in RECORDS
+    ]
+    assert best(collapsed, name, ROLES).number == first[0].number
+    assert [item.number for item, _ in rank(collapsed, f"{name}_uncollapsed", ROLES)] == [
+        item.number for item, _ in others
+    ]
+    with pytest.raises(StudyError, match="collapsed"):
+        best([replace(item, collapsed="zeros") for item in RECORDS], f"{name}_uncollapsed", ROLES)
+
+
 def test_a_set_without_a_class_gives_no_score():
     lacking = record(0, 0.9, None, 0.9)
     assert score(lacking, "val_generators", ROLES) is None
@@ -118,3 +134,8 @@ def test_saturation_is_told_by_noise_not_by_height():
     assert saturated(close, "val_generators", ROLES) is None
     many = [record(n, 0.98 + n / 1_000, 0.5, 0.5, n=1_000_000) for n in range(8)]
     assert saturated(many, "train_domain", ROLES) is None
+
+
+def test_a_saturated_oracle_is_told_without_advice_to_use_it():
+    same = [record(n, 0.9, 0.5, 0.5, progan=0.9 + n / 10_000, glide=0.9) for n in range(8)]
+    assert "name (more) validation generators" not in (saturated(same, "oracle", ROLES) or "name")

@@ -1,6 +1,6 @@
-"""The head of CausalCLIP (arXiv 2512.13285): mask network, classifier h, adversary d, and their training."""
+"""The head of CausalCLIP (arXiv 2512.13285): mask network, classifier h, adversary d. `trainer` trains it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, final
 
@@ -8,32 +8,33 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tune.causal import losses
-from causal_tune.causal.layers import linear, probe
-from causal_tune.causal.mask import (
-    counterfactual,
-    drop_noise,
-    expected_mask,
-    gumbel_noise,
-    gumbel_sigmoid,
-    mask_statistics,
-    split,
-)
+from causal_tune.causal.layers import mlp, probe
+from causal_tune.causal.mask import EVALUATION_MASKS, NOISES, mask_statistics, split
+from causal_tune.causal.trainer import CausalTrainer
 
-__all__ = ["CausalHead", "CausalSettings", "CausalTrainer"]
+__all__ = ["MASK_SCOPES", "CausalHead", "CausalSettings"]
 
 _CPU_ROWS = 64
 """Rows scored at a time on a CPU: what 32 passes over a mask touch stays in its cache, 3 times as fast."""
 _DEVICE_ROWS = 4096
 """Rows scored at a time elsewhere: large enough to fill a GPU, small enough for its memory."""
 
+MASK_SCOPES = {
+    "instance": "a network reads the mask off the features of each image (the paper)",
+    "global": "one mask for all images: d logits that are trained themselves",
+    "none": "no mask: M = 1, so that the method is a linear probe with counterfactual consistency",
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CausalSettings:
-    """What a causal head is built and trained with; the names are the paper's symbols."""
+    """What a causal head is built and trained with; the symbols are the paper's.
+
+    Defaults are those of heads that were stored before the option existed; a trial's are in `TrialConfig`.
+    """
 
     lambda1: float
-    """Weight of the mask's L1 norm (summed over dimensions), Eq. (10)."""
+    """Weight of the mask's L1 norm, Eq. (10)."""
     lambda2: float
     """Weight of the HSIC term, Eq. (10)."""
     alpha: float
@@ -49,20 +50,58 @@ class CausalSettings:
     grad_clip: float
     """Largest norm of the gradient of the mask network, and of the adversary; 0 does not clip."""
     mask_width: int | None
-    """Hidden units of the mask network; None: as many as the features have dimensions."""
+    """Units of each hidden layer of the mask network; None: as many as the features have dimensions."""
     adversary_width: int
-    """Hidden units of the adversary."""
+    """Units of each hidden layer of the adversary."""
+    update: str = "alternating"
+    """A name of `trainer.UPDATES`."""
+    noise: str = "gumbel"
+    """A name of `mask.NOISES`."""
+    tau_end: float | None = None
+    """Temperature after `anneal_steps`, `mask.annealed_tau`; None: fixed."""
+    anneal_steps: int = 500
+    """Steps in which the temperature falls to `tau_end`."""
+    alpha_warmup: int = 0
+    """Steps in which alpha rises linearly from 0."""
+    mask_scope: str = "instance"
+    """A name of `MASK_SCOPES`."""
+    mask_depth: int = 1
+    """Hidden layers of the mask network."""
+    mask_bias: float = 0.0
+    """Start of the biases that the mask's logits have; 2 opens the mask."""
+    mask_norm: bool = False
+    """Whether the mask network normalises the features of each image first (LayerNorm)."""
+    adversary_depth: int = 1
+    """Hidden layers of the adversary; 0: linear."""
+    adversary_steps: int = 1
+    """Updates of the adversary in one step."""
+    adversary_rate: float = 1.0
+    """Step size of the adversary, relative to `learning_rate`."""
+    adversary_loss: str = "paper"
+    """A name of `losses.ADVERSARY_LOSSES`."""
+    sparsity: str = "sum"
+    """A name of `losses.SPARSITIES`."""
+    hsic: str = "biased"
+    """A name of `losses.HSIC_ESTIMATORS`."""
+    divergence: str = "full"
+    """A name of `losses.DIVERGENCES`."""
+    rescale: bool = False
+    """Whether the counterfactual divides by 1 - p, as dropout does; the paper does not."""
+    precision: str = "float32"
+    """Of the matrix products in training: `float32`, or `bfloat16` over float32 parameters."""
+    compiled: bool = False
+    """Whether a training step is compiled by `torch.compile`, which takes about half a minute."""
     evaluation_mask: str = "expected"
-    """Which mask images are scored with: the mean over its noise (`expected_mask`)."""
+    """A name of `mask.EVALUATION_MASKS`: the mask that images are scored with."""
     evaluation_quantiles: int = 32
-    """Quantiles of that mean."""
+    """Quantiles of the expected mask; draws of the sampled one."""
 
 
 @final
 class CausalHead(nn.Module):
     """A mask over features, and a linear classifier on what the mask lets through.
 
-    Scores are deterministic: they use the expected mask. Training is the business of `trainer`.
+    Scores are deterministic, by the evaluation mask. Training is the business of `trainer`.
     """
 
     Settings: ClassVar[type] = CausalSettings
@@ -71,16 +110,16 @@ class CausalHead(nn.Module):
         super().__init__()
         self.width = width
         self.settings = settings
-        hidden = settings.mask_width or width
-        self.mask_network = nn.Sequential(
-            linear(width, hidden, generator), nn.ReLU(), linear(hidden, width, generator)
-        )
+        self.mask_network: nn.Module | None = _mask_network(width, settings, generator)
         self.classifier = probe(width, generator)
-        self.adversary = nn.Sequential(
-            linear(width, settings.adversary_width, generator),
-            nn.ReLU(),
-            linear(settings.adversary_width, 1, generator),
-        )
+        self.adversary: nn.Module | None = None
+        if self.mask_network is not None:
+            hidden = [settings.adversary_width] * settings.adversary_depth
+            self.adversary = mlp([width, *hidden, 1], generator)
+        self.tau: Tensor
+        if settings.tau_end is not None:
+            # the temperature moves in training, and scores need the one that belongs to the parameters
+            self.register_buffer("tau", torch.tensor(settings.tau))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,8 +131,13 @@ class CausalHead(nn.Module):
         """Trained numbers, the adversary's included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def temperature(self) -> float:
+        """tau of Eq. (5) as it stands."""
+        return float(self.tau) if self.settings.tau_end is not None else self.settings.tau
+
     def mask(self, features: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
-        """The mask of evaluation: the mean of Eq. (5) over its noise."""
+        """The mask of evaluation: the mean of Eq. (5) over its noise, or what `evaluation_mask` names."""
         return torch.cat([self._mask_of_rows(rows) for rows in self._rows(features)])
 
     def logits(self, features: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
@@ -104,126 +148,52 @@ class CausalHead(nn.Module):
 
     def mask_statistics(
         self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]
-    ) -> dict[str, float]:
-        """`causal.mask.mask_statistics` of the evaluation mask, and `adversary_accuracy`.
+    ) -> dict[str, float] | None:
+        """`causal.mask.mask_statistics` of the evaluation mask, and `adversary_accuracy`; None without a mask.
 
         The latter is how often the adversary reads the label off the non-causal features: 0.5 on balanced
         labels when nothing is left in them (or when the mask is all ones and leaves nothing at all).
         """
+        if self.adversary is None:
+            return None
         mask = self.mask(features)
         _, znc = split(features, mask)
         right = (self.adversary(znc)[:, 0] > 0) == (labels > 0.5)
         return {**mask_statistics(mask), "adversary_accuracy": right.float().mean().item()}
 
-    def trainer(self, generator: torch.Generator) -> "CausalTrainer":
+    def trainer(self, generator: torch.Generator) -> CausalTrainer:
         """What trains this head in place, its noise drawn from `generator` (on the features' device)."""
-        return CausalTrainer(self, generator)
+        return CausalTrainer(self, self.settings, generator)
 
     def _mask_of_rows(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        return expected_mask(self.mask_network(rows), self.settings.tau, self.settings.evaluation_quantiles)
+        if self.mask_network is None:
+            return torch.ones_like(rows)
+        evaluate = EVALUATION_MASKS[self.settings.evaluation_mask]
+        noise = NOISES[self.settings.noise]
+        return evaluate(self.mask_network(rows), self.temperature, noise, self.settings.evaluation_quantiles)
 
-    def _rows(self, features: Float[Tensor, "N d"]) -> tuple[Tensor, ...]:
-        return torch.split(features, _CPU_ROWS if features.device.type == "cpu" else _DEVICE_ROWS)
+    def _rows(self, features: Float[Tensor, "N d"]) -> Iterator[Tensor]:
+        return iter(torch.split(features, _CPU_ROWS if features.device.type == "cpu" else _DEVICE_ROWS))
 
 
 @final
-class CausalTrainer:
-    """The alternating optimisation of the paper's section "Optimization Objective", one batch at a time.
+class GlobalLogits(nn.Module):
+    """Logits of a mask that is the same for every image."""
 
-    A step has three parts, each with its own Adam: the adversary d minimises its cross-entropy on Znc, then
-    the classifier h minimises L_cls + beta L_inv on Zc, then the mask minimises L_total, Eq. (13), with
-    the new h and d held fixed. One draw of the Gumbel noise g and one of the drops B serve all three, so the
-    mask network runs forward once and backward once.
-    """
+    def __init__(self, width: int, bias: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.full((width,), bias))
 
-    def __init__(self, head: CausalHead, generator: torch.Generator) -> None:
-        self.head = head
-        self.generator = generator
-        self._mask_parameters = list(head.mask_network.parameters())
-        self._classifier_parameters = list(head.classifier.parameters())
-        self._adversary_parameters = list(head.adversary.parameters())
-        # fused: a quarter of the time of the default on a CPU
-        self._mask_optimiser, self._classifier_optimiser, self._adversary_optimiser = (
-            torch.optim.Adam(parameters, lr=head.settings.learning_rate, fused=True)
-            for parameters in (
-                self._mask_parameters,
-                self._classifier_parameters,
-                self._adversary_parameters,
-            )
-        )
+    def forward(self, features: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
+        """The logits, once for each image."""
+        return self.logits.expand_as(features)
 
-    def step(self, features: Float[Tensor, "B d"], labels: Float[Tensor, " B"]) -> Mapping[str, float]:
-        """Update d, h and the mask once; the terms of Eq. (13) as the mask saw them.
 
-        Terms that are switched off by a weight of 0 are not computed and not in the result, except
-        `adversarial`: the adversary is trained whatever alpha is, so that its accuracy can be compared.
-        """
-        head, weights = self.head, self.head.settings
-        shape = (features.shape[0], features.shape[1])
-        gumbel = gumbel_noise(shape, self.generator)
-        drop = drop_noise(shape, weights.p, self.generator)
-        mask = gumbel_sigmoid(head.mask_network(features), weights.tau, gumbel)
-        zc, znc = split(features, mask)
-        zcf = counterfactual(zc, drop)
-
-        # (a) the adversary
-        adversary_loss = losses.adversarial(head.adversary(znc.detach())[:, 0], labels)
-        self._descend(
-            adversary_loss, self._adversary_parameters, self._adversary_optimiser, weights.grad_clip
-        )
-
-        # (b) the classifier
-        classifier_logits = head.classifier(zc.detach())[:, 0]
-        classifier_loss = losses.classification(classifier_logits, labels)
-        if weights.beta > 0:
-            counterfactual_logits = head.classifier(zcf.detach())[:, 0]
-            classifier_loss = classifier_loss + weights.beta * losses.invariance(
-                classifier_logits, counterfactual_logits
-            )
-        self._descend(classifier_loss, self._classifier_parameters, self._classifier_optimiser, 0.0)
-
-        # (c) the mask: gradients are asked for the mask's parameters only, which leaves h and d alone
-        off = features.new_zeros(())
-        classifier_logits = head.classifier(zc)[:, 0]
-        terms = {
-            "classification": losses.classification(classifier_logits, labels),
-            "adversarial": losses.adversarial(head.adversary(znc)[:, 0], labels)
-            if weights.alpha > 0
-            else off,
-            "sparsity": losses.sparsity(mask),
-            "hsic": losses.hsic(zc, znc) if weights.lambda2 > 0 else off,
-            "invariance": (
-                losses.invariance(classifier_logits, head.classifier(zcf)[:, 0]) if weights.beta > 0 else off
-            ),
-        }
-        total = losses.total(
-            **terms,
-            alpha=weights.alpha,
-            lambda1=weights.lambda1,
-            lambda2=weights.lambda2,
-            beta=weights.beta,
-        )
-        self._descend(total, self._mask_parameters, self._mask_optimiser, weights.grad_clip)
-
-        if weights.alpha == 0:
-            terms["adversarial"] = adversary_loss
-        if weights.lambda2 == 0:
-            del terms["hsic"]
-        if weights.beta == 0:
-            del terms["invariance"]
-        values = torch.stack([total, *terms.values()]).tolist()
-        return dict(zip(["total", *terms], values, strict=True))
-
-    @staticmethod
-    def _descend(
-        loss: Float[Tensor, ""],
-        parameters: list[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
-        grad_clip: float,
-    ) -> None:
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if grad_clip > 0:
-            nn.utils.clip_grad_norm_(parameters, grad_clip)
-        optimiser.step()
+def _mask_network(width: int, settings: CausalSettings, generator: torch.Generator) -> nn.Module | None:
+    if settings.mask_scope == "none":
+        return None
+    if settings.mask_scope == "global":
+        return GlobalLogits(width, settings.mask_bias)
+    hidden = [settings.mask_width or width] * settings.mask_depth
+    network = mlp([width, *hidden, width], generator, last_bias=settings.mask_bias)
+    return nn.Sequential(nn.LayerNorm(width), *network) if settings.mask_norm else network

@@ -1,12 +1,14 @@
 """Linear layers whose start depends on a given generator only, never on the global random state."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import nn
 
-__all__ = ["linear", "probe"]
+__all__ = ["linear", "mlp", "probe"]
 
 
 def linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -21,6 +23,21 @@ def linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def mlp(widths: Sequence[int], generator: torch.Generator, *, last_bias: float = 0.0) -> nn.Sequential:
+    """Linear layers with ReLU between them, from `widths[0]` inputs to `widths[-1]` outputs.
+
+    >>> mlp([8, 4, 1], torch.Generator().manual_seed(0))(torch.ones(3, 8)).shape
+    torch.Size([3, 1])
+    """
+    layers: list[nn.Module] = []
+    for num_inputs, num_outputs in itertools.pairwise(widths):
+        layers += [linear(num_inputs, num_outputs, generator), nn.ReLU()]
+    last = layers[-2]
+    assert isinstance(last, nn.Linear)
+    nn.init.constant_(last.bias, last_bias)
+    return nn.Sequential(*layers[:-1])
 
 
 def probe(num_inputs: int, generator: torch.Generator) -> nn.Linear:

@@ -9,6 +9,9 @@ Classifier and adversary enter as their logits [B]. A term returns its plain val
 batch; the weights alpha, lambda1, lambda2 and beta, and every sign, are in `total`.
 """
 
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,19 +20,32 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
+    "ADVERSARY_LOSSES",
+    "DIVERGENCES",
+    "HSIC_ESTIMATORS",
+    "SPARSITIES",
     "adversarial",
+    "clamped_adversarial",
     "classification",
+    "confusion",
     "gaussian_kernel",
     "hsic",
     "invariance",
+    "mean_sparsity",
     "median_bandwidth",
+    "normalised_hsic",
     "sparsity",
     "squared_distances",
+    "stop_gradient_invariance",
+    "symmetric_invariance",
     "total",
+    "unbiased_hsic",
 ]
 
 _SMALLEST_BANDWIDTH = 1e-6
 """Rows closer than this count as equal: a collapsed part (all zero) has dependence 0, not 0/0."""
+_SMALLEST_SCALE = 1e-12
+"""The same for the scale of `normalised_hsic`, a product of two sums of squares."""
 
 
 def classification(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -54,6 +70,35 @@ def adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Te
     return functional.binary_cross_entropy_with_logits(logits, y)
 
 
+def clamped_adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """min(L_adv, log 2): the mask gains nothing by an adversary that is worse than a coin.
+
+    Not in the paper. Bounded, where -alpha L_adv of Eq. (13) has no lower bound; above log 2 it has no gradient.
+
+    >>> round(clamped_adversarial(torch.tensor([20.0, -20.0]), torch.tensor([0.0, 1.0])).item(), 4)
+    0.6931
+    """
+    return adversarial(logits, y).clamp(max=math.log(2))
+
+
+def confusion(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """-CE(d, 1/2) = E[(log d + log(1 - d)) / 2]: at most -log 2, reached where the adversary is undecided.
+
+    Not in the paper. With the minus sign of Eq. (13) the mask minimises alpha CE(d, 1/2), which is bounded
+    below and does not reward an adversary that is confidently wrong. The labels `y` are not used.
+
+    >>> round(confusion(torch.zeros(2), torch.tensor([0.0, 1.0])).item(), 4)
+    -0.6931
+    """
+    return ((functional.logsigmoid(logits) + functional.logsigmoid(-logits)) / 2).mean()
+
+
+ADVERSARY_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"paper": adversarial, "clamped": clamped_adversarial, "confusion": confusion}
+)
+"""What stands for L_adv when the mask minimises Eq. (13); the adversary itself minimises `adversarial`."""
+
+
 def sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
     """||M||_1 of Eq. (10): summed over the d dimensions (M is never negative), mean over the batch.
 
@@ -63,6 +108,21 @@ def sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
     1.0
     """
     return mask.sum(dim=1).mean()
+
+
+def mean_sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
+    """||M||_1 / d: the mean over the batch and the dimensions, between 0 and 1. Not in the paper.
+
+    >>> mean_sparsity(torch.tensor([[1.0, 0.5], [0.0, 0.5]])).item()
+    0.5
+    """
+    return mask.mean()
+
+
+SPARSITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"sum": sparsity, "mean": mean_sparsity}
+)
+"""The L1 norm of Eq. (10), summed or averaged over dimensions: for `mean`, lambda1 is d times larger."""
 
 
 def squared_distances(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
@@ -92,8 +152,8 @@ class _SquaredDistances(torch.autograd.Function):
         # D_ij^2 = |x_i - x_j|^2 depends on x_i through row i and through column i
         (x,) = ctx.saved_tensors
         weights = gradients[0] + gradients[0].T
-        gradient: Tensor = 2 * (weights.sum(dim=1, keepdim=True) * x - weights @ x)
-        return gradient
+        # 2 (sum_j W_ij x_i - W x), in one pass behind the product
+        return torch.addmm(weights.sum(dim=1, keepdim=True) * x, weights, x, beta=2, alpha=-2)
 
 
 def median_bandwidth(squared: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
@@ -143,13 +203,59 @@ def hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""
     0.1548
     """
     n = x.shape[0]
-    squared_x, squared_y = squared_distances(x), squared_distances(y)
-    K = gaussian_kernel(squared_x, median_bandwidth(squared_x))
-    L = gaussian_kernel(squared_y, median_bandwidth(squared_y))
-    # tr(K H L H) is the sum of (H K H) * L element by element: H K H takes row means away, no n^3 products
-    row_means = K.mean(dim=1)
-    centred = K - row_means[:, None] - row_means[None, :] + row_means.mean()
-    return (centred * L).sum() / (n - 1) ** 2
+    return (_centred(_kernel(x)) * _kernel(y)).sum() / (n - 1) ** 2
+
+
+def unbiased_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """The unbiased estimator of HSIC (Song et al., JMLR 2012, Eq. 5), kernels as in `hsic`; n >= 4.
+
+        HSIC_u = [tr(K L) + 1'K1 1'L1 / ((n - 1) (n - 2)) - 2 1'KL1 / (n - 2)] / (n (n - 3))
+
+    with the diagonals of K and L set to 0. Not in the paper. For independent samples its mean is 0, so it
+    can be negative.
+
+    >>> x = torch.tensor([[0.0], [0.0], [1.0], [1.0]])
+    >>> round(unbiased_hsic(x, x).item(), 4)  # by hand: 2/3 (1 - exp(-1/2))^2, at a bandwidth of 1
+    0.1032
+    """
+    n = x.shape[0]
+    off_diagonal = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
+    K, L = _kernel(x) * off_diagonal, _kernel(y) * off_diagonal
+    rows_k, rows_l = K.sum(dim=1), L.sum(dim=1)
+    total_ = (K * L).sum() + rows_k.sum() * rows_l.sum() / ((n - 1) * (n - 2))
+    return (total_ - 2 * (rows_k * rows_l).sum() / (n - 2)) / (n * (n - 3))
+
+
+def normalised_hsic(x: Float[Tensor, "n d1"], y: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), by `hsic`: in [0, 1], 0 when x or y is constant.
+
+    Known as centred kernel alignment (Cortes et al., JMLR 2012). Not in the paper.
+
+    >>> two = torch.tensor([[0.0], [1.0]])
+    >>> round(normalised_hsic(two, 3 * two).item(), 4)
+    1.0
+    """
+    K, L = _kernel(x), _kernel(y)
+    centred_k, centred_l = _centred(K), _centred(L)
+    scale = (centred_k * K).sum() * (centred_l * L).sum()
+    return (centred_k * L).sum() / scale.clamp(min=_SMALLEST_SCALE).sqrt()
+
+
+HSIC_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"biased": hsic, "unbiased": unbiased_hsic, "normalised": normalised_hsic}
+)
+"""Estimators of the HSIC term of Eq. (10); sound weights are 0.1..1000, and 0.001..10 for `normalised`."""
+
+
+def _kernel(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    squared = squared_distances(x)
+    return gaussian_kernel(squared, median_bandwidth(squared))
+
+
+def _centred(kernel: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    # H K H by its row means. tr(K H L H) is the sum of (H K H) * L element by element: no n^3 products.
+    row_means = kernel.mean(dim=1)
+    return kernel - row_means[:, None] - row_means[None, :] + row_means.mean()
 
 
 def invariance(logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -168,6 +274,43 @@ def invariance(logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor,
     log_ratio = functional.logsigmoid(logits) - functional.logsigmoid(counterfactual_logits)
     log_ratio_complement = functional.logsigmoid(-logits) - functional.logsigmoid(-counterfactual_logits)
     return (q * log_ratio + (1 - q) * log_ratio_complement).mean()
+
+
+def stop_gradient_invariance(
+    logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """`invariance` with h(Zc) as a fixed target: the gradient flows through h(Zcf) only. Not in the paper.
+
+    >>> logits = torch.zeros(1, requires_grad=True)
+    >>> stop_gradient_invariance(logits, torch.ones(1)).requires_grad
+    False
+    """
+    return invariance(logits.detach(), counterfactual_logits)
+
+
+def symmetric_invariance(
+    logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor, " B"]
+) -> Float[Tensor, ""]:
+    """The Jensen-Shannon divergence of h(Zc) and h(Zcf): symmetric, at most log 2. Not in the paper.
+
+        JS = (KL(q || m) + KL(r || m)) / 2,    m = (q + r) / 2, q = h(Zc), r = h(Zcf)
+
+    >>> round(symmetric_invariance(torch.tensor([50.0]), torch.tensor([-50.0])).item(), 4)
+    0.6931
+    """
+    result = torch.zeros_like(logits)
+    for sign in (1, -1):  # generated, then real
+        log_q = functional.logsigmoid(sign * logits)
+        log_r = functional.logsigmoid(sign * counterfactual_logits)
+        log_m = torch.logaddexp(log_q, log_r) - math.log(2)
+        result = result + (log_q.exp() * (log_q - log_m) + log_r.exp() * (log_r - log_m)) / 2
+    return result.mean()
+
+
+DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {"full": invariance, "stop_gradient": stop_gradient_invariance, "symmetric": symmetric_invariance}
+)
+"""Divergences for L_inv, Eq. (12)."""
 
 
 def total(

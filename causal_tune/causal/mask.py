@@ -11,19 +11,32 @@ Every function is pure: noise is an argument, drawn by `gumbel_noise` and `drop_
 """
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 __all__ = [
+    "EVALUATION_MASKS",
+    "NOISES",
+    "Noise",
+    "annealed_tau",
     "counterfactual",
     "drop_noise",
     "expected_mask",
     "gumbel_noise",
     "gumbel_quantiles",
     "gumbel_sigmoid",
+    "hard_mask",
+    "logistic_noise",
+    "logistic_quantiles",
     "mask_statistics",
+    "mean_noise_mask",
+    "noiseless_mask",
+    "sampled_mask",
     "split",
 ]
 
@@ -64,6 +77,24 @@ def gumbel_sigmoid(
     return torch.sigmoid((logits + gumbel) / tau)
 
 
+def logistic_noise(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "..."]:
+    """Independent draws of Logistic(0, 1): the noise of the binary concrete distribution, not of the paper.
+
+    The difference of two Gumbel draws, log(u / (1 - u)); mean 0, and P(M > 1/2) = sigmoid(l). Always finite.
+
+    >>> tuple(logistic_noise((2, 3), torch.Generator().manual_seed(0)).shape)
+    (2, 3)
+    """
+    uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
+    uniform.clamp_(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)
+    return uniform.logit_(eps=_SMALLEST_UNIFORM)
+
+
 def gumbel_quantiles(num_quantiles: int) -> list[float]:
     """The mid-point quantiles of Gumbel(0, 1), in ascending order: -log(-log((i - 1/2) / n)), i = 1..n.
 
@@ -73,22 +104,137 @@ def gumbel_quantiles(num_quantiles: int) -> list[float]:
     return [-math.log(-math.log((i - 0.5) / num_quantiles)) for i in range(1, num_quantiles + 1)]
 
 
-def expected_mask(logits: Float[Tensor, "B d"], tau: float, quantiles: int = 32) -> Float[Tensor, "B d"]:
+def logistic_quantiles(num_quantiles: int) -> list[float]:
+    """The mid-point quantiles of Logistic(0, 1), in ascending order.
+
+    >>> [round(quantile, 3) for quantile in logistic_quantiles(2)]
+    [-1.099, 1.099]
+    """
+    shares = [(i - 0.5) / num_quantiles for i in range(1, num_quantiles + 1)]
+    return [math.log(share / (1 - share)) for share in shares]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noise:
+    """The distribution of g in Eq. (5)."""
+
+    draw: Callable[[tuple[int, ...], torch.Generator], Tensor]
+    """Independent draws of a shape."""
+    quantiles: Callable[[int], list[float]]
+    """Its n mid-point quantiles."""
+    mean: float
+    median: float
+
+
+NOISES: Mapping[str, Noise] = MappingProxyType(
+    {
+        # the mean is Euler's constant, the median -log(log 2)
+        "gumbel": Noise(
+            draw=gumbel_noise,
+            quantiles=gumbel_quantiles,
+            mean=0.5772156649015329,
+            median=-math.log(math.log(2)),
+        ),
+        "logistic": Noise(draw=logistic_noise, quantiles=logistic_quantiles, mean=0.0, median=0.0),
+    }
+)
+"""Noise of the mask: the paper's single Gumbel draw, or that of the binary concrete distribution."""
+
+
+def annealed_tau(step: int, tau: float, tau_end: float, num_steps: int) -> float:
+    """The temperature at `step` (from 0) when it falls geometrically from `tau` to `tau_end` in `num_steps`.
+
+    It stays at `tau_end` afterwards. Not in the paper, whose temperature is fixed.
+
+    >>> [annealed_tau(step, 2.0, 0.5, 2) for step in (0, 1, 2, 3)]
+    [2.0, 1.0, 0.5, 0.5]
+    """
+    share: float = min(1.0, step / num_steps)
+    return float(tau * (tau_end / tau) ** share)
+
+
+def expected_mask(
+    logits: Float[Tensor, "B d"], tau: float, quantiles: int = 32, noise: Noise = NOISES["gumbel"]
+) -> Float[Tensor, "B d"]:
     """The mean of the mask of Eq. (5) over its noise: the mask of evaluation, the same every time.
 
     The paper does not say which noise is used when images are scored. Leaving it out (g = 0) would shrink
     the mask against training (at l = 0 from 0.60 to 0.50 for tau = 1), so the mean over `quantiles`
-    mid-point quantiles of the Gumbel distribution is taken. Its error is below 1 / (2 * quantiles), and far
-    below at tau >= 0.5. Memory is a few times that of `logits`, whatever the number of quantiles.
+    mid-point quantiles of the noise is taken. Its error is below 1 / (2 * quantiles), and far below at
+    tau >= 0.5. Memory is a few times that of `logits`, whatever the number of quantiles.
 
     >>> round(expected_mask(torch.zeros(1, 1), tau=1.0).item(), 4)  # 0.5963 by integration
     0.5966
     """
     scaled = logits / tau
     total = torch.zeros_like(scaled)
-    for quantile in gumbel_quantiles(quantiles):
+    for quantile in noise.quantiles(quantiles):
         total += (scaled + quantile / tau).sigmoid_()
     return total / quantiles
+
+
+def noiseless_mask(logits: Float[Tensor, "B d"], tau: float) -> Float[Tensor, "B d"]:
+    """The mask of Eq. (5) with g = 0: common practice, but smaller than the mask of training.
+
+    >>> noiseless_mask(torch.zeros(1, 1), tau=1.0).item()
+    0.5
+    """
+    return torch.sigmoid(logits / tau)
+
+
+def mean_noise_mask(
+    logits: Float[Tensor, "B d"], tau: float, noise: Noise = NOISES["gumbel"]
+) -> Float[Tensor, "B d"]:
+    """The mask of Eq. (5) with g at its mean; larger than the mean of the mask for Gumbel noise.
+
+    >>> round(mean_noise_mask(torch.zeros(1, 1), tau=1.0).item(), 2)
+    0.64
+    """
+    return torch.sigmoid((logits + noise.mean) / tau)
+
+
+def sampled_mask(
+    logits: Float[Tensor, "B d"], tau: float, draws: Float[Tensor, "T d"]
+) -> Float[Tensor, "B d"]:
+    """The mean of the mask of Eq. (5) over T given draws of its noise, the same draws for every image.
+
+    So an image's mask does not depend on the batch that it comes in.
+
+    >>> sampled_mask(torch.zeros(1, 2), 1.0, torch.tensor([[0.0, 100.0], [0.0, 0.0]]))
+    tensor([[0.5000, 0.7500]])
+    """
+    total = torch.zeros_like(logits)
+    for draw in draws:
+        total += gumbel_sigmoid(logits, tau, draw.expand_as(logits))
+    return total / len(draws)
+
+
+def hard_mask(logits: Float[Tensor, "B d"], noise: Noise = NOISES["gumbel"]) -> Float[Tensor, "B d"]:
+    """1 where the mask of Eq. (5) is above 1/2 more often than not, else 0; the temperature plays no part.
+
+    For Gumbel noise from l = -0.3665, minus the median of the noise.
+
+    >>> hard_mask(torch.tensor([[-0.37, -0.36]]))
+    tensor([[0., 1.]])
+    """
+    return (logits > -noise.median).to(logits.dtype)
+
+
+def _sampled(logits: Tensor, tau: float, noise: Noise, points: int) -> Tensor:
+    draws = noise.draw((points, logits.shape[1]), torch.Generator().manual_seed(0))
+    return sampled_mask(logits, tau, draws.to(logits))
+
+
+EVALUATION_MASKS: Mapping[str, Callable[[Tensor, float, Noise, int], Tensor]] = MappingProxyType(
+    {
+        "expected": lambda logits, tau, noise, points: expected_mask(logits, tau, points, noise),
+        "none": lambda logits, tau, noise, points: noiseless_mask(logits, tau),
+        "mean": lambda logits, tau, noise, points: mean_noise_mask(logits, tau, noise),
+        "sample": _sampled,
+        "hard": lambda logits, tau, noise, points: hard_mask(logits, noise),
+    }
+)
+"""Mask that images are scored with, from logits, temperature, noise and a number of quantiles or draws."""
 
 
 def mask_statistics(mask: Float[Tensor, "N d"]) -> dict[str, float]:
@@ -119,7 +265,8 @@ def split(
     >>> split(torch.tensor([[2.0, 4.0]]), torch.tensor([[0.25, 1.0]]))
     (tensor([[0.5000, 4.0000]]), tensor([[1.5000, 0.0000]]))
     """
-    return mask * features, (1 - mask) * features
+    zc = mask * features
+    return zc, features - zc  # (1 - M) * E, with one pass over memory less in each direction
 
 
 def drop_noise(

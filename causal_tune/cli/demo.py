@@ -1,5 +1,6 @@
 """`demo`: the main job on the images that the package makes itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -7,19 +8,27 @@ import click
 from causal_tune.cli.job import run_job
 from causal_tune.cli.output import err, json_option, workspace_option
 from causal_tune.demo.images import DISCLAIMER, TEST_GENERATORS, TRAIN_GENERATOR, VAL_GENERATORS, make_images
+from causal_tune.study.space import load_space
 
 __all__ = ["demo_command"]
 
 
 @click.command("demo", epilog="Example: causal-tune demo --trials 12")
 @click.option("--encoder", default="vit-b-16-int8", show_default=True)
+@click.option(
+    "--layer",
+    default="cls@7",
+    show_default=True,
+    help="Feature layer. The blocks of the encoder behind it are not computed.",
+)
 @click.option("--trials", type=click.IntRange(1), default=12, show_default=True)
 @workspace_option
 @json_option
-def demo_command(encoder: str, trials: int, workspace: Path, as_json: bool) -> None:
+def demo_command(encoder: str, layer: str, trials: int, workspace: Path, as_json: bool) -> None:
     """Index, encode, tune, compare and export on embedded photographs and six tiny generators."""
     err.print(DISCLAIMER)
     csv = make_images(workspace / "demo" / "images")
+    space = load_space("demo")
     run_job(
         images=(csv,),
         layout="csv",
@@ -28,7 +37,8 @@ def demo_command(encoder: str, trials: int, workspace: Path, as_json: bool) -> N
         as_json=as_json,
         study="demo",
         trials=trials,
-        space="demo",
+        space=replace(space, defaults={**space.defaults, "layer": layer}),
+        layers=(layer,),
         address=None,
         train_generators=(TRAIN_GENERATOR,),
         val_generators=VAL_GENERATORS,

@@ -1,6 +1,6 @@
 """The main job, end to end: index, extract, tune, table, export. `jobs/` and `causal-tune demo` are this."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +22,37 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
+from causal_tune.extraction import Extraction
 from causal_tune.images.layouts import LAYOUTS
+from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import study_path
 
-__all__ = ["job_command", "run_job"]
+__all__ = ["encode_images", "image_options", "job_command", "run_job"]
 
 
-def run_job(
+def encode_images(
     *,
     images: tuple[Path, ...],
     layout: str,
+    index_path: Path,
     encoder: str,
     workspace: Path,
-    as_json: bool,
-    study: str,
-    space: str,
-    address: str | None,
     layers: tuple[str, ...] = ("proj",),
     dtype: str = "auto",
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
-    next_steps: Mapping[str, str] | None = None,
-    **study_settings: Any,
-) -> None:
-    """Index, extract, tune, show and export; every step continues what an earlier run left."""
-    folder = study_path(workspace, study)  # a bad name is told before hours of encoding
-    index_path = workspace / "index" / f"{study}.parquet"
+    address: str | None = None,
+    check: Callable[[Sequence[str]], None] | None = None,
+) -> Extraction:
+    """Index and extract, telling on stderr what is there; every step continues what an earlier run left.
+
+    `check` is given the generators of the index before anything is encoded, and raises what is wrong.
+    """
     index = make_index(images, layout, index_path)
     columns = ["generator", "split<", "real", "generated", "unreadable"]
     err.print(table(f"{index.num_rows:,} images", columns, counts_table(index)))
+    if check:
+        check(sorted(set(index["generator"].to_pylist())))
     done = run_extract(
         index,
         encoder=encoder,
@@ -63,6 +65,41 @@ def run_job(
     )
     err.print(describe_extraction(done))
     show_quarantine(done)
+    return done
+
+
+def run_job(
+    *,
+    images: tuple[Path, ...],
+    layout: str,
+    encoder: str,
+    workspace: Path,
+    as_json: bool,
+    study: str,
+    space: str | SearchSpace,
+    address: str | None,
+    layers: tuple[str, ...] = ("proj",),
+    dtype: str = "auto",
+    num_actors: int | None = None,
+    gpus_per_actor: float = 0.0,
+    next_steps: Mapping[str, str] | None = None,
+    **study_settings: Any,
+) -> None:
+    """Index, extract, tune, show and export; every step continues what an earlier run left."""
+    folder = study_path(workspace, study)  # a bad name is told before hours of encoding
+    index_path = workspace / "index" / f"{study}.parquet"
+    done = encode_images(
+        images=images,
+        layout=layout,
+        index_path=index_path,
+        encoder=encoder,
+        workspace=workspace,
+        layers=layers,
+        dtype=dtype,
+        num_actors=num_actors,
+        gpus_per_actor=gpus_per_actor,
+        address=address,
+    )
     result, ui_command = run_tune(
         workspace=workspace,
         store=done.store.path,
@@ -118,6 +155,43 @@ def run_job(
         )
 
 
+def image_options(encoder: str) -> Callable[[Any], Any]:
+    """The options of the jobs that say which images are encoded, and how."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(
+            [
+                click.option(
+                    "--images",
+                    required=True,
+                    multiple=True,
+                    type=click.Path(path_type=Path),
+                    help="A CSV or the root of a data set; may be given several times.",
+                ),
+                click.option(
+                    "--layout",
+                    required=True,
+                    type=click.Choice(sorted(LAYOUTS)),
+                    help="How the images lie on disk.",
+                ),
+                click.option("--encoder", default=encoder, show_default=True),
+                click.option("--layers", multiple=True, default=("proj",), show_default=True, callback=names),
+                click.option(
+                    "--dtype",
+                    type=click.Choice(["auto", "bfloat16", "float32"]),
+                    default="auto",
+                    show_default=True,
+                ),
+                click.option("--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side."),
+                click.option("--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True),
+            ]
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def job_command(*, name: str, question: str, space: str, encoder: str) -> click.Command:
     """The command of one file in `jobs/`: its question, and the space and encoder that it defaults to."""
 
@@ -127,23 +201,7 @@ def job_command(*, name: str, question: str, space: str, encoder: str) -> click.
         epilog=f"Example: python jobs/{name} --images GenImage --layout genimage --train-generator sd14 "
         "--val-generators glide --trials 100 --study sd14",
     )
-    @click.option(
-        "--images",
-        required=True,
-        multiple=True,
-        type=click.Path(path_type=Path),
-        help="A CSV or the root of a data set; may be given several times.",
-    )
-    @click.option(
-        "--layout", required=True, type=click.Choice(sorted(LAYOUTS)), help="How the images lie on disk."
-    )
-    @click.option("--encoder", default=encoder, show_default=True)
-    @click.option("--layers", multiple=True, default=("proj",), show_default=True, callback=names)
-    @click.option(
-        "--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True
-    )
-    @click.option("--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side.")
-    @click.option("--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True)
+    @image_options(encoder)
     @study_options
     @workspace_option
     @json_option

@@ -93,7 +93,7 @@ def show_leaderboard(rows: Sequence[dict[str, Any]], criterion: str, most: int) 
         place = [str(row["rank"]), row["trial"], row["head"]]
         values = [percent(row[criterion]), percent(row["validation_ap"]), percent(row["mean_test_ap"]), mask]
         scores.append(place + values)
-        settings.append(["-" if row["head"] == "linear" else f"{row[name]:.2g}" for name in HYPERPARAMETERS])
+        settings.append([f"{row[name]:.2g}" if row["head"] == "causal" else "-" for name in HYPERPARAMETERS])
     title = f"Leaderboard by {criterion}"
     if out.width >= 120:
         both = [one + two for one, two in zip(scores, settings, strict=True)]

@@ -21,7 +21,7 @@ from causal_tune.errors import WorkFailed
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, rank, score
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
-from causal_tune.study.space import load_space
+from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import make_spec, study_path
 from causal_tune.tracking import Tracker, default_uri
 
@@ -70,7 +70,7 @@ def run_tune(
     store: Path,
     study: str,
     trials: int,
-    space: str,
+    space: str | SearchSpace,
     train_generators: Sequence[str],
     val_generators: Sequence[str] = (),
     test_generators: Sequence[str] = (),
@@ -85,7 +85,7 @@ def run_tune(
         workspace=workspace,
         name=study,
         store_path=store,
-        space=load_space(space),
+        space=space if isinstance(space, SearchSpace) else load_space(space),
         train_generators=train_generators,
         val_generators=val_generators,
         test_generators=test_generators or None,

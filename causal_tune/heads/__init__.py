@@ -15,15 +15,26 @@ from torch import Tensor
 from causal_tune.causal.head import CausalHead
 from causal_tune.errors import InvalidConfig
 from causal_tune.heads.linear import LinearHead
-from causal_tune.heads.protocol import Head, Trainer
+from causal_tune.heads.mlp import MlpHead
+from causal_tune.heads.nearest import NearestHead
+from causal_tune.heads.normaliser import NormalisedHead, Normaliser
+from causal_tune.heads.protocol import FittedHead, Head, Scorer, SteppedHead, Trainer
+from causal_tune.heads.prototypes import PrototypesHead
+from causal_tune.heads.svm import SvmHead
+from causal_tune.heads.vib import VibHead
 from causal_tune.registry import look_up
 
-__all__ = ["HEADS", "Head", "Trainer", "build_head", "load_head"]
+__all__ = ["HEADS", "FittedHead", "Head", "Scorer", "SteppedHead", "Trainer", "build_head", "load_head"]
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
     {
         "causal": CausalHead,  # the paper
         "linear": LinearHead,  # UnivFD, the baseline that every study is compared with
+        "nearest": NearestHead,  # UnivFD's nearest neighbours
+        "vib": VibHead,  # VIB-Net
+        "svm": SvmHead,  # Cozzolino et al.
+        "prototypes": PrototypesHead,  # few-shot class means
+        "mlp": MlpHead,
     }
 )
 
@@ -33,7 +44,7 @@ def build_head(
 ) -> Head:
     """A fresh head for features of `width` dimensions.
 
-    `config` holds the fields of the head's `Settings` (and may hold `head` and `width` again). Without a
+    `config` holds the fields of the head's `Settings` (and may hold `head`, `width` and `normalisation` too). Without a
     `generator` the start is that of seed 0. Unknown or missing fields raise `InvalidConfig`: a head that
     was made with an option which this version does not know must not be scored without it.
 
@@ -42,7 +53,7 @@ def build_head(
     """
     head_type = look_up("head", HEADS, name)
     known = {field.name: field for field in fields(head_type.Settings)}
-    given = {key: value for key, value in config.items() if key not in ("head", "width")}
+    given = {key: value for key, value in config.items() if key not in ("head", "width", "normalisation")}
     unknown = sorted(given.keys() - known.keys())
     missing = sorted(key for key, field in known.items() if key not in given and field.default is MISSING)
     if unknown or missing:
@@ -58,8 +69,18 @@ def build_head(
     return head_type(width, head_type.Settings(**given), generator)
 
 
-def load_head(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Head:
-    """The trained head of a `TrialResult`: of its `head_config` and its `head_state`."""
+def load_head(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scorer:
+    """The trained head of a `TrialResult`: of its `head_config` and its `head_state`.
+
+    It takes the encoder's features and normalises them itself, if it was trained on normalised ones.
+    """
     head = build_head(config["head"], config["width"], config)
-    head.load_state_dict(state)
-    return head
+    prefix = "normaliser."
+    head.load_state_dict({name: value for name, value in state.items() if not name.startswith(prefix)})
+    normaliser = Normaliser(config.get("normalisation", "none"), config["width"])
+    if normaliser.kind == "none":
+        return head
+    normaliser.load_state_dict(
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    )
+    return NormalisedHead(normaliser, head)

@@ -1,13 +1,16 @@
-"""What a head is: it scores features, has plain tensors as its state, and knows one step of its training."""
+"""What a head is: it scores features, has plain tensors as its state, and knows how it is trained.
+
+A `SteppedHead` learns batch by batch, with early stopping; a `FittedHead` at once, from the whole training set.
+"""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Head", "Trainer"]
+__all__ = ["FittedHead", "Head", "Scorer", "SteppedHead", "Trainer"]
 
 
 class Trainer(Protocol):
@@ -17,7 +20,14 @@ class Trainer(Protocol):
         """Update the head once on one batch; the loss terms by name, `total` first."""
 
 
-class Head(Protocol):
+class Scorer(Protocol):
+    """What a detector needs of a trained head."""
+
+    def logits(self, features: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
+        """Scores, the same for the same features every time; above 0 means generated."""
+
+
+class Head(Scorer, Protocol):
     """A detector on features. Implementations are final classes, listed in `HEADS`."""
 
     Settings: ClassVar[type]
@@ -34,16 +44,10 @@ class Head(Protocol):
     def num_parameters(self) -> int:
         """How many numbers are trained."""
 
-    def logits(self, features: Float[Tensor, "N d"]) -> Float[Tensor, " N"]:
-        """Scores, the same for the same features every time; above 0 means generated."""
-
     def mask_statistics(
         self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]
     ) -> dict[str, float] | None:
         """What the head's mask does to these features; None for a head without a mask."""
-
-    def trainer(self, generator: torch.Generator) -> Trainer:
-        """What trains this head in place, its noise drawn from `generator`."""
 
     def to(self, device: Any) -> Any:
         """Move the head; returns it."""
@@ -53,3 +57,24 @@ class Head(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any:
         """Take the parameters of `state_dict`; other names or shapes are an error."""
+
+
+@runtime_checkable
+class SteppedHead(Head, Protocol):
+    """A head that is trained by gradient steps on batches."""
+
+    def trainer(self, generator: torch.Generator) -> Trainer:
+        """What trains this head in place, its noise drawn from `generator`."""
+
+
+@runtime_checkable
+class FittedHead(Head, Protocol):
+    """A head that is fitted to the whole training set at once, without steps."""
+
+    def fit(
+        self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"], generator: torch.Generator
+    ) -> Mapping[str, float]:
+        """Fit in place, what is drawn coming from `generator`; the loss terms by name, `total` first.
+
+        `TrialFailed` where the training set does not have what the head needs.
+        """

@@ -2,7 +2,8 @@
 
 A file holds QUESTION (what the study asks), EXPECTED (time and result), SPACE (Optuna distribution of
 each searched field of `TrialConfig`), DEFAULTS (value of every searched field in the default
-configuration, and of any other field) and ENQUEUED (changes to DEFAULTS that are tried first).
+configuration, and of any other field) and ENQUEUED (changes to DEFAULTS that are tried first; only such an
+entry may name a `seed`, which its trial then has instead of one of its own).
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import runpy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import optuna
 
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.registry import look_up
-from causal_tune.training import TrialConfig
+from causal_tune.trial import TrialConfig
 
 __all__ = ["SearchSpace", "load_space", "space_paths"]
 
@@ -40,16 +41,17 @@ class SearchSpace:
     defaults: Mapping[str, Any]
     """The default configuration: every searched field, and others where `TrialConfig` has no default."""
     enqueued: tuple[Mapping[str, Any], ...] = ()
-    """Changes to `defaults` that are the first trials of every study."""
+    """Changes to `defaults` that are the first trials of every study; they may fix the trial's `seed`."""
 
     def __post_init__(self) -> None:
-        known = [item.name for item in fields(TrialConfig) if item.name != "seed"]
+        every = [item.name for item in fields(TrialConfig)]
+        searchable = [name for name in every if name != "seed"]
         if not self.distributions:
             raise self._wrong("SPACE is empty; it needs at least one distribution")
-        for part, names in (
-            ("SPACE", self.distributions),
-            ("DEFAULTS", self.defaults),
-            *((f"ENQUEUED[{index}]", entry) for index, entry in enumerate(self.enqueued)),
+        for part, names, known in (
+            ("SPACE", self.distributions, searchable),
+            ("DEFAULTS", self.defaults, searchable),
+            *((f"ENQUEUED[{index}]", entry, every) for index, entry in enumerate(self.enqueued)),
         ):
             if unknown := sorted(names.keys() - set(known)):
                 raise self._wrong(
@@ -72,7 +74,7 @@ class SearchSpace:
         for index, entry in enumerate(({}, *self.enqueued)):
             where = "DEFAULTS" if index == 0 else f"ENQUEUED[{index - 1}]"
             try:
-                TrialConfig.from_dict({**self.defaults, **entry, "seed": 0})
+                TrialConfig.from_dict({**self.defaults, "seed": 0, **entry})
             except (InvalidConfig, UnknownName) as error:
                 raise self._wrong(f"{where} is no valid configuration: {error}") from error
 
@@ -84,6 +86,20 @@ class SearchSpace:
     def _check_value(self, part: str, key: str, value: Any) -> None:
         if not contains(self.distributions[key], value):
             raise self._wrong(f"{part}[{key!r}] is {value!r}, outside of {self.distributions[key]}")
+
+    def fixed(self, **changes: Any) -> "SearchSpace":
+        """This space with `changes` to its defaults and nothing to search: fields keep the values that are named.
+
+        Only the distributions go, so that values outside of their ranges can be given too.
+        """
+        defaults = {**self.defaults, **changes}
+        distributions = {
+            key: optuna.distributions.CategoricalDistribution(
+                list(dict.fromkeys([defaults[key], *(entry[key] for entry in self.enqueued if key in entry)]))
+            )
+            for key in self.distributions
+        }
+        return replace(self, distributions=distributions, defaults=defaults)
 
     @property
     def sha256(self) -> str:

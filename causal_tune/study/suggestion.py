@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from causal_tune.study.space import SearchSpace
-from causal_tune.training import TrialConfig
+from causal_tune.trial import TrialConfig
 
 __all__ = ["SAMPLER", "suggest_config", "trial_seed"]
 
@@ -81,6 +81,7 @@ def suggest_config(
 
 
 def _complete(space: SearchSpace, changes: Mapping[str, Any], seed: int, number: int) -> dict[str, Any]:
-    # every field spelled out, so that a record says what was run even after a default changes
-    values = {**space.defaults, **changes, "seed": trial_seed(seed, number)}
+    # every field spelled out, so that a record says what was run even after a default changes; an enqueued
+    # entry may bring its seed
+    values = {**space.defaults, "seed": trial_seed(seed, number), **changes}
     return TrialConfig.from_dict(values).to_dict()

@@ -17,7 +17,8 @@ from causal_tune.errors import TrialFailed
 from causal_tune.features import StudyData, load_study_data
 from causal_tune.ledger import FAILED, FINISHED, TrialRecord, non_finite, trial_id
 from causal_tune.study.spec import StudySpec, library_versions
-from causal_tune.training import TrialConfig, TrialResult, train
+from causal_tune.training import TrialResult, train
+from causal_tune.trial import TrialConfig
 
 __all__ = ["TrialWorker", "Work", "failed_record", "run_trial", "train_on_store"]
 
@@ -91,6 +92,7 @@ def _finished_record(
         epochs=[dict(epoch) for epoch in result.epochs],
         best_epoch=result.best_epoch,
         validation=dict(result.validation),
+        threshold=result.threshold,
         generators={generator: dict(metrics) for generator, metrics in result.generators.items()},
         mask=dict(result.mask) if result.mask is not None else None,
         collapsed=result.collapsed,

@@ -8,12 +8,18 @@ import torch
 
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.features import FeatureSet, StudyData
-from causal_tune.heads import HEADS, build_head, load_head
-from causal_tune.metrics import average_precision
-from causal_tune.training import TrialConfig, train
+from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head, load_head
+from causal_tune.heads.normaliser import NORMALISATIONS
+from causal_tune.metrics import average_precision, score_metrics
+from causal_tune.training import train
+from causal_tune.trial import TrialConfig
 
 WIDTH = 16
 every_head = pytest.mark.parametrize("name", sorted(HEADS))
+STEPPED = sorted(name for name, head in HEADS.items() if hasattr(head, "trainer"))
+FITTED = sorted(name for name, head in HEADS.items() if hasattr(head, "fit"))
+stepped_head = pytest.mark.parametrize("name", STEPPED)
+fitted_head = pytest.mark.parametrize("name", FITTED)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -32,6 +38,25 @@ def toy(n: int, seed: int = 0) -> FeatureSet:
     features = torch.randn(n, WIDTH, generator=generator(seed))
     features[:, :3] += 2.4 * (labels[:, None] - 0.5) * 2
     return FeatureSet(features, labels)
+
+
+def learn(head: Head, data: FeatureSet, *, steps: int, seed: int = 1) -> Head:
+    """The head, trained by some steps or fitted, as `training.train` does."""
+    if isinstance(head, FittedHead):
+        head.fit(data.features, data.labels, generator(seed))
+        return head
+    trainer = head.trainer(generator(seed))
+    for _ in range(steps):
+        trainer.step(data.features, data.labels)
+    return head
+
+
+def test_every_head_is_trained_in_one_of_the_two_ways():
+    assert sorted(STEPPED + FITTED) == sorted(HEADS)
+    for name in HEADS:
+        head = build_head(name, WIDTH, settings(name))
+        assert isinstance(head, SteppedHead) is (name in STEPPED)
+        assert isinstance(head, FittedHead) is (name in FITTED)
 
 
 @every_head
@@ -57,10 +82,7 @@ def test_scoring_is_deterministic_and_leaves_the_head_alone(name):
 def test_training_reaches_every_parameter(name):
     head = build_head(name, WIDTH, settings(name))
     before = {key: value.clone() for key, value in head.state_dict().items()}
-    trainer = head.trainer(generator(1))
-    data = toy(64)
-    for _ in range(3):
-        trainer.step(data.features, data.labels)
+    learn(head, toy(64), steps=3)
     untouched = [key for key, value in head.state_dict().items() if torch.equal(value, before[key])]
     assert untouched == []
 
@@ -68,7 +90,11 @@ def test_training_reaches_every_parameter(name):
 @every_head
 def test_loss_terms_are_finite_numbers_with_the_total_first(name):
     data = toy(64)
-    terms = build_head(name, WIDTH, settings(name)).trainer(generator(1)).step(data.features, data.labels)
+    head = build_head(name, WIDTH, settings(name))
+    if isinstance(head, FittedHead):
+        terms = head.fit(data.features, data.labels, generator(1))
+    else:
+        terms = head.trainer(generator(1)).step(data.features, data.labels)
     assert next(iter(terms)) == "total"
     assert all(isinstance(value, float) for value in terms.values())
     assert torch.tensor(list(terms.values())).isfinite().all()
@@ -81,25 +107,25 @@ def test_same_seed_same_head_after_training(name):
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         head = build_head(name, WIDTH, settings(name), generator(3))
-        trainer = head.trainer(generator(4))
-        for _ in range(4):
-            trainer.step(data.features, data.labels)
+        learn(head, data, steps=4, seed=4)
         states.append(head.state_dict())
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-@every_head
+@stepped_head
 def test_another_seed_is_another_start(name):
     one, other = (build_head(name, WIDTH, settings(name), generator(seed)) for seed in (0, 1))
     assert not torch.equal(one.logits(toy(8).features), other.logits(toy(8).features))
 
 
 @every_head
-def test_saved_and_loaded_head_gives_identical_logits(name, tmp_path):
+@pytest.mark.parametrize("normalisation", sorted(NORMALISATIONS))
+def test_saved_and_loaded_head_gives_identical_logits(name, normalisation, tmp_path):
     from safetensors.torch import load_file, save_file
 
     data = StudyData(toy(64), toy(32, 1), {})
-    result = train(TrialConfig(head=name, max_epochs=1, min_epoch_steps=3), data)
+    config = TrialConfig(head=name, max_epochs=1, min_epoch_steps=3, normalisation=normalisation)
+    result = train(config, data)
     save_file(result.head_state, tmp_path / "model.safetensors")
     config = json.loads(json.dumps(result.head_config))
     head = load_head(config, load_file(tmp_path / "model.safetensors"))
@@ -108,15 +134,26 @@ def test_saved_and_loaded_head_gives_identical_logits(name, tmp_path):
     assert torch.equal(head.logits(x), same.logits(x))
     assert config["head"] == name
     assert config["width"] == WIDTH
+    # it takes the encoder's features, and judges them as the trial did
+    again = score_metrics(
+        head.logits(data.validation.features).detach().numpy(), data.validation.labels.numpy()
+    )
+    assert again["loss"] == pytest.approx(result.validation["loss"], rel=1e-5)
+    assert again["ap"] == result.validation["ap"]
+
+
+@fitted_head
+def test_a_head_that_is_fitted_at_once_has_one_epoch_of_no_steps(name):
+    result = train(TrialConfig(head=name, shots=5), StudyData(toy(64), toy(32, 1), {"far": toy(20, 2)}))
+    assert (len(result.epochs), result.num_steps, result.best_epoch) == (1, 0, 1)
+    assert result.stopped_by == "fit"
+    assert result.generators["far"]["ap"] is not None
 
 
 @every_head
 def test_learns_a_separable_set(name):
-    head = build_head(name, WIDTH, settings(name))
-    trainer = head.trainer(generator(1))
-    data, unseen = toy(256), toy(400, 9)
-    for _ in range(150):
-        trainer.step(data.features, data.labels)
+    unseen = toy(400, 9)
+    head = learn(build_head(name, WIDTH, settings(name)), toy(256), steps=150)
     with torch.inference_mode():
         scores = head.logits(unseen.features)
     assert average_precision(scores.numpy(), unseen.labels.numpy()) > 0.97
@@ -135,6 +172,8 @@ def test_mask_statistics_are_none_or_finite_numbers(name):
 def test_number_of_parameters_is_that_of_the_state(name):
     head = build_head(name, WIDTH, settings(name))
     assert head.num_parameters == sum(value.numel() for value in head.state_dict().values())
+    learn(head, toy(64), steps=1)
+    assert head.num_parameters == sum(value.numel() for value in head.state_dict().values()) > 0
 
 
 @every_head
@@ -142,14 +181,15 @@ def test_settings_are_trial_fields_or_have_defaults(name):
     """Every hyperparameter that a head needs can be searched."""
     trial = {field.name for field in fields(TrialConfig)}
     missing = {field.name for field in fields(HEADS[name].Settings)} - trial
-    assert all(key.startswith("evaluation_") for key in missing)
+    assert missing <= {"evaluation_quantiles", "compiled"}
 
 
 @every_head
 def test_unknown_and_missing_settings_are_refused(name):
     with pytest.raises(InvalidConfig, match="unknown: depth"):
         build_head(name, WIDTH, {**settings(name), "depth": 3})
-    with pytest.raises(InvalidConfig, match=r"missing: .*learning_rate"):
+    (needed, *_) = (field.name for field in fields(HEADS[name].Settings))
+    with pytest.raises(InvalidConfig, match=f"missing: .*{needed}"):
         build_head(name, WIDTH, {})
 
 
@@ -157,10 +197,12 @@ def test_unknown_and_missing_settings_are_refused(name):
 def test_state_of_another_width_is_refused(name):
     head = build_head(name, WIDTH, settings(name))
     other = build_head(name, WIDTH + 1, settings(name))
+    wide = toy(64)
+    learn(other, FeatureSet(torch.cat([wide.features, wide.features[:, :1]], dim=1), wide.labels), steps=1)
     with pytest.raises(RuntimeError, match="size mismatch"):
         head.load_state_dict(other.state_dict())
 
 
 def test_unknown_head_is_refused_with_the_names_there_are():
-    with pytest.raises(UnknownName, match="causal, linear"):
+    with pytest.raises(UnknownName, match="causal, linear, mlp, nearest, prototypes, svm, vib"):
         build_head("liner", WIDTH, {})

@@ -5,8 +5,9 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from causal_tune.errors import InvalidConfig, UnknownName
+from causal_tune.heads import HEADS
 from causal_tune.study.space import SearchSpace, contains, load_space, space_paths
-from causal_tune.training import TrialConfig
+from causal_tune.trial import TrialConfig
 
 SIX = {"lambda1", "lambda2", "alpha", "beta", "tau", "p"}
 
@@ -23,14 +24,30 @@ def space(**changes):
     return SearchSpace(**{**values, **changes})
 
 
-@pytest.mark.parametrize("name", sorted(space_paths()))
-def test_every_search_space_of_the_project_is_sound_and_begins_with_its_baselines(name):
+CAUSAL = sorted(space_paths().keys() - (HEADS.keys() - {"causal"}) - {"ablation"})
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_every_space_of_the_method_searches_its_six_weights_and_begins_with_its_baselines(name):
     loaded = load_space(name)
     assert loaded.distributions.keys() >= SIX
     assert [entry.get("head", "causal") for entry in loaded.enqueued] == ["linear", "causal"]
     assert loaded.enqueued[1] == {}
-    assert loaded.question
-    assert loaded.expected
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"causal"}))
+def test_every_other_head_has_a_space_of_its_own_settings_that_begins_with_its_default(name):
+    loaded = load_space(name)
+    settings = {field.name for field in dataclasses.fields(HEADS[name].Settings)}
+    assert loaded.distributions.keys() == settings | {"normalisation"}
+    assert loaded.defaults["head"] == name
+    assert loaded.enqueued == ({},)
+
+
+@pytest.mark.parametrize("name", sorted(space_paths()))
+def test_every_search_space_of_the_project_says_what_it_asks_and_expects(name):
+    assert load_space(name).question
+    assert load_space(name).expected
 
 
 def test_the_project_brings_the_named_spaces():

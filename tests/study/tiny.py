@@ -21,7 +21,8 @@ from causal_tune.study.run import run_study
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec, make_spec
 from causal_tune.study.worker import train_on_store
-from causal_tune.training import TrialConfig, TrialResult
+from causal_tune.training import TrialResult
+from causal_tune.trial import TrialConfig
 
 WIDTH = 6
 GENERATORS = ("latent", "cyclegan", "progan", "glide")

@@ -1,0 +1,80 @@
+"""`jobs/heads_sd14.py`: every head on one store, through the real command and real Ray."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from causal_tune.cli.heads import _space, heads_table, summarise
+from causal_tune.heads import HEADS
+from causal_tune.ledger import TrialRecord
+from causal_tune.study.run import StudyResult
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words):
+    command = runpy.run_path(str(ROOT / "jobs" / "heads_sd14.py"))["main"]
+    return CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_has_a_search_space_that_tries_it_on_the_asked_layer(head):
+    space = _space(head, "cls@7")
+    assert space.defaults["layer"] == "cls@7"
+    assert space.defaults["head"] == head
+    assert all(entry.get("head", head) == head for entry in space.enqueued)
+
+
+def test_a_head_without_a_result_is_a_row_that_says_so(finished):
+    from causal_tune.study.spec import read_spec
+
+    spec = read_spec(finished.study)
+    failed = TrialRecord(number=0, id="00000-x", state="failed", reason="diverged", config={}, seed=1)
+    summary = summarise(
+        StudyResult(spec=spec, path=finished.study, records=[failed], best=None, num_new=0, duration_s=0.0)
+    )
+    assert (summary["num_failed"], summary["num_trials"]) == (1, 1)
+    ((name, said, *rest),) = heads_table({"vib": summary}, ("gamma",))
+    assert (name, said) == ("vib", "no trial can be chosen")
+    assert len(rest) == 4 + 4
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_all_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
+    words = ["--images", finished.images, "--layout", "csv", "--encoder", "tiny-random", "--trials", 2]
+    words += ["--study", "all", "--train-generator", "alpha", "--val-generators", "beta"]
+    words += ["--workspace", finished.workspace]
+    first = run(*words, "--json")
+    assert first.exit_code == 0, first.output
+    document = json.loads(first.stdout)
+    assert document["heads"].keys() == HEADS.keys()
+    assert document["test_generators"] == ["gamma"]
+    for head, summary in document["heads"].items():
+        assert summary["num_trials"] == 2
+        metrics = summary["generators"]["gamma"]
+        assert 0 <= metrics["accuracy_val_threshold"] <= 1, head
+        assert summary["config"]["head"] == head
+    assert json.loads(run(*words, "--json").stdout) == document
+    shown = run(*words)
+    assert all(head in shown.output for head in HEADS)
+    assert "differences of a few points are noise" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (("--space", "sd14"), "leave --space out"),
+        (("--heads", "linear,quadratic"), "quadratic"),
+        (("--layer", "cls@7"), "not among --layers"),
+        (("--study", "../a"), "name of a study"),
+    ],
+)
+def test_wrong_usage_is_a_paragraph_before_any_work(tmp_path, extra, said):
+    words = ["--images", tmp_path, "--layout", "csv", "--trials", 2, "--study", "a", *extra]
+    result = run(*words, "--workspace", tmp_path)
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.split())
