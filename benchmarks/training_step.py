@@ -53,8 +53,11 @@ class Plain:
         ]
 
     def mask(self, x: Tensor) -> Tensor:
-        gumbel = -torch.log(-torch.log(torch.rand(x.shape).clamp(min=1e-7)))
-        return torch.sigmoid((self.mask_network(x) + gumbel) / self.config.tau)
+        return self.noisy(self.mask_network(x))
+
+    def noisy(self, logits: Tensor) -> Tensor:
+        gumbel = -torch.log(-torch.log(torch.rand(logits.shape).clamp(min=1e-7)))
+        return torch.sigmoid((logits + gumbel) / self.config.tau)
 
     def consistency(self, zc: Tensor, logits: Tensor) -> Tensor:
         drop = torch.bernoulli(torch.full_like(zc, self.config.p))
@@ -124,7 +127,9 @@ class Plain:
     def evaluate(self, data: StudyData) -> list[tuple[float, float]]:
         results = []
         for one in (data.validation, *data.generators.values()):
-            mask = torch.stack([self.mask(one.features) for _ in range(32)]).mean(dim=0)
+            logits = self.mask_network(one.features)
+            masks = [self.noisy(logits) for _ in range(32)]
+            mask = torch.stack(masks).mean(dim=0)
             scores = torch.sigmoid(self.classifier(mask * one.features).squeeze(1)).numpy()
             labels = one.labels.numpy()
             results.append((average_precision_score(labels, scores), accuracy_score(labels, scores > 0.5)))

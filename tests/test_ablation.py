@@ -201,8 +201,8 @@ def test_the_table_has_the_papers_numbers_and_a_dash_where_no_gan_judges() -> No
     assert by_arm["neither"]["GP ACC"] == "-"
     assert by_arm["neither"]["OP AP"] == "85.00 ± 0.00"
     assert "GP* ACC" not in columns
-    assert by_arm["both"]["paper's OP ACC"] == "90.45"
-    assert rows[-1][columns.index("paper's OP AP")] == f"{96.92 - 75.31:+.2f}"
+    assert by_arm["both"]["paper's\nOP ACC"] == "90.45"
+    assert rows[-1][columns.index("paper's\nOP AP")] == f"{96.92 - 75.31:+.2f}"
     ours, papers = ablation_tables(summary, over, width=100)
     assert [row + other[1:] for row, other in zip(ours[1], papers[1], strict=True)] == rows
     assert PAPER.keys() == ARMS.keys()
@@ -216,8 +216,8 @@ KNOWN = ["adm", "glide", "progan", "sd14"]
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": ["sd15"]}, "--train-generator names sd15"),
-        ({"val": ["glid"]}, "--val-generators names glid"),
+        ({"train": ["sd15"]}, "--train-generator names 'sd15'"),
+        ({"val": ["glid"]}, "--val-generators names 'glid'"),
         ({"test": ["a"]}, "adm, glide, progan, sd14"),
         ({"gans": ["biggan"]}, "--gan-generators names biggan"),
         ({"gans": ["glide"]}, "judge nothing here"),
@@ -273,7 +273,7 @@ def run_job(*words: object) -> Result:
         ("--like nothing", "There is no study 'nothing'"),
         ("--space sd14", "needs each of"),
         ("--study ../a", "name of a study"),
-        ("--train-generator nothing", "names nothing"),
+        ("--train-generator nothing", "names 'nothing'"),
         ("--gan-generators nothing", "names nothing"),
     ],
 )

@@ -29,7 +29,7 @@ from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import best, rank
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import StudySpec, read_spec, study_path
+from causal_tune.study.spec import StudySpec, check_roles, read_spec, study_path
 from causal_tune.study.suggestion import trial_seed
 from causal_tune.trial import TrialConfig
 
@@ -287,7 +287,7 @@ def ablation_tables(
             ours.append([label, *(_cell(values["differences"][key], signed=True) for key in keys)])
             gains = (PAPER[arm][key] - PAPER[_BASELINE][key] for key in paper_keys)
             papers.append([label, *(f"{gain:+.2f}" for gain in gains)])
-    columns, paper_columns = [*map(_title, keys)], [f"paper's {_title(key)}" for key in paper_keys]
+    columns, paper_columns = [*map(_title, keys)], [f"paper's\n{_title(key)}" for key in paper_keys]
     if width >= 140:
         both = [own + paper[1:] for own, paper in zip(ours, papers, strict=True)]
         return [(["arm", *columns, *paper_columns], both)]
@@ -383,17 +383,9 @@ def check_generators(
     like: StudySpec | None,
 ) -> None:
     """`StudyError` for a generator that no image has, a GAN that cannot judge, and settings that the test chose."""
-    for option, chosen in (
-        ("--train-generator", train),
-        ("--val-generators", val),
-        ("--test-generators", test),
-        ("--gan-generators", gans),
-    ):
-        if unknown := [name for name in chosen if name not in known]:
-            raise StudyError(
-                f"{option} names {', '.join(unknown)}, which the images do not have. They have: "
-                f"{', '.join(known)}."
-            )
+    check_roles(
+        {"--train-generator": train, "--val-generators": val, "--test-generators": test}, known, "the index"
+    )
     judges = [*(test or (name for name in known if name not in (*train, *val))), *train]
     if wrong := [name for name in gans if name not in judges]:
         raise StudyError(

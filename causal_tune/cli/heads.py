@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from causal_tune.cli.job import encode_images, image_options
+from causal_tune.cli.job import encode_images, image_options, roles_of
 from causal_tune.cli.output import (
     emit,
     err,
@@ -26,7 +26,7 @@ from causal_tune.registry import look_up
 from causal_tune.selection import rank
 from causal_tune.study.run import StudyResult
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import study_path
+from causal_tune.study.spec import check_roles, study_path
 
 __all__ = ["heads_job", "summarise"]
 
@@ -171,6 +171,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 num_actors=num_actors,
                 gpus_per_actor=gpus_per_actor,
                 address=options["address"],
+                check=lambda known: check_roles(roles_of(options), known, "the index"),
             )
             summaries: dict[str, dict[str, Any]] = {}
             tests: tuple[str, ...] = ()

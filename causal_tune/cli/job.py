@@ -25,9 +25,9 @@ from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.layouts import LAYOUTS
 from causal_tune.study.space import SearchSpace
-from causal_tune.study.spec import study_path
+from causal_tune.study.spec import check_roles, study_path
 
-__all__ = ["encode_images", "image_options", "job_command", "run_job"]
+__all__ = ["encode_images", "image_options", "job_command", "roles_of", "run_job"]
 
 
 def encode_images(
@@ -68,6 +68,15 @@ def encode_images(
     return done
 
 
+def roles_of(options: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """The generators that a job's options name, by option."""
+    return {
+        "--train-generator": options["train_generators"],
+        "--val-generators": options["val_generators"],
+        "--test-generators": options["test_generators"],
+    }
+
+
 def run_job(
     *,
     images: tuple[Path, ...],
@@ -99,6 +108,7 @@ def run_job(
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
+        check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
     result, ui_command = run_tune(
         workspace=workspace,

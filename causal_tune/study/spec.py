@@ -26,7 +26,16 @@ from causal_tune.selection import Roles, check_objective, default_criterion
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.suggestion import SAMPLER
 
-__all__ = ["SPEC_FORMAT", "StudySpec", "freeze", "library_versions", "make_spec", "read_spec", "study_path"]
+__all__ = [
+    "SPEC_FORMAT",
+    "StudySpec",
+    "check_roles",
+    "freeze",
+    "library_versions",
+    "make_spec",
+    "read_spec",
+    "study_path",
+]
 
 SPEC_FORMAT = 1
 
@@ -208,7 +217,7 @@ def make_spec(
     if test_generators is None:
         test_generators = [item for item in known if not any(item in names for names in chosen.values())]
     chosen["--test-generators"] = tuple(test_generators)
-    _check_roles(chosen, known, store.path)
+    check_roles(chosen, known, f"the store {store.path}")
     roles = Roles(
         train_generators=chosen["--train-generator"],
         val_generators=chosen["--val-generators"],
@@ -255,16 +264,19 @@ def make_spec(
     )
 
 
-def _check_roles(chosen: Mapping[str, tuple[str, ...]], known: Sequence[str], store_path: Path) -> None:
+def check_roles(chosen: Mapping[str, Sequence[str]], known: Sequence[str], where: str) -> None:
+    """`StudyError` where an option of `chosen` names what is not `known`, or a generator has two roles.
+
+    `where` says in the message what was searched: the store, or the index before it is encoded.
+    """
     if not chosen["--train-generator"]:
-        raise StudyError(f"No --train-generator is named. The store has: {', '.join(known)}.")
+        raise StudyError(f"No --train-generator is named. In {where} there are: {', '.join(known)}.")
     seen: dict[str, str] = {}
     for option, names in chosen.items():
         for generator in names:
             if generator not in known:
                 raise StudyError(
-                    f"{option} names {generator!r}, which the store {store_path} does not have. It has: "
-                    f"{', '.join(known)}."
+                    f"{option} names {generator!r}, which {where} does not have. It has: {', '.join(known)}."
                 )
             if generator in seen:
                 raise StudyError(
