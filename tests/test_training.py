@@ -59,7 +59,7 @@ def test_another_seed_is_another_result():
     assert repeatable(train(FAST, study_data())) != repeatable(train(replace(FAST, seed=1), study_data()))
 
 
-@pytest.mark.parametrize("head", ["causal", "linear", "mlp"])
+@pytest.mark.parametrize("head", STEPPED)
 def test_result_is_the_state_of_the_best_epoch(head):
     """A learning rate that overfits: the best epoch is not the last, and the state is the one it had."""
     config = replace(FAST, head=head, learning_rate=0.1, max_epochs=12, patience=12)

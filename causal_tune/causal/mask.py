@@ -42,6 +42,8 @@ __all__ = [
 
 _SMALLEST_UNIFORM = 2.0**-25
 """Half the step of a float32 uniform draw: a draw of exactly 0 would make the noise infinite."""
+_LARGEST_UNIFORM = 1 - 2.0**-24
+"""The largest float32 below 1, for the same reason."""
 
 
 def gumbel_noise(
@@ -91,8 +93,7 @@ def logistic_noise(
     (2, 3)
     """
     uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
-    uniform.clamp_(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)
-    return uniform.logit_(eps=_SMALLEST_UNIFORM)
+    return uniform.clamp_(_SMALLEST_UNIFORM, _LARGEST_UNIFORM).logit_()
 
 
 def gumbel_quantiles(num_quantiles: int) -> list[float]:

@@ -33,7 +33,12 @@ class MlpSettings:
 
 @final
 class MlpHead(nn.Module):
-    """Linear layers with ReLU and dropout between them, trained by binary cross-entropy."""
+    """Linear layers with ReLU and dropout between them, trained by binary cross-entropy.
+
+    >>> settings = MlpSettings(mlp_width=8, mlp_depth=2, dropout=0.5, weight_decay=0.0, learning_rate=1e-3)
+    >>> MlpHead(4, settings, torch.Generator().manual_seed(0)).logits(torch.ones(3, 4)).shape
+    torch.Size([3])
+    """
 
     Settings: ClassVar[type] = MlpSettings
 

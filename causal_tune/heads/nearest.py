@@ -13,8 +13,8 @@ from causal_tune.heads.normaliser import Normaliser
 
 __all__ = ["NearestHead", "NearestSettings"]
 
-_ROWS = 1024
-"""Images scored at a time, so that the distances to a large bank fit into memory."""
+_DISTANCES = 2**24
+"""Distances held at a time (64 MiB): as many images are scored at once as that allows, whatever the bank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,12 @@ class NearestHead(nn.Module):
     The score is d_real(m) - d_generated(m) with m = (k + 1) / 2, d(m) being the m-th smallest distance to a
     bank: for k = 1 UnivFD's rule. For any odd k its sign is the majority vote of the k nearest images of both
     banks, since the m-th generated image is among them exactly if it is nearer than the m-th real one.
+
+    >>> head = NearestHead(2, NearestSettings(neighbours=1), torch.Generator())
+    >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
+    >>> _ = head.fit(features, labels, torch.Generator())
+    >>> head.logits(torch.tensor([[2.0, 0.0], [0.0, 3.0]]))
+    tensor([-1.,  1.])
     """
 
     Settings: ClassVar[type] = NearestSettings
@@ -61,7 +67,8 @@ class NearestHead(nn.Module):
         """Differences of cosine distances; above 0 generated. Not log odds: their sigmoid is near 1/2."""
         if not len(self.real):
             return features.new_zeros(len(features))  # no bank: undecided
-        return torch.cat([self._score(rows) for rows in torch.split(_unit(features), _ROWS)])
+        rows_at_once = max(1, _DISTANCES // max(len(self.real), len(self.generated)))
+        return torch.cat([self._score(rows) for rows in torch.split(_unit(features), rows_at_once)])
 
     def _score(self, unit: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         m = (self.settings.neighbours + 1) // 2
@@ -100,5 +107,5 @@ def _unit(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
 def _take_sizes(head: NearestHead, state_dict: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     for name in ("real", "generated"):
         stored = state_dict.get(prefix + name)
-        if stored is not None:
+        if stored is not None and stored.ndim == 2:  # any other shape is refused as a size mismatch
             setattr(head, name, getattr(head, name).new_empty(len(stored), head.width))

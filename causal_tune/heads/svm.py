@@ -34,6 +34,12 @@ class SvmHead(nn.Module):
 
     The paper normalises the features (`normalisation="l2"`), and fits on them before CLIP's projection (the
     layer `pre`).
+
+    >>> head = SvmHead(1, SvmSettings(svm_c=100.0), torch.Generator().manual_seed(0))
+    >>> features, labels = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.0, 1.0])
+    >>> _ = head.fit(features, labels, torch.Generator().manual_seed(0))
+    >>> [round(margin, 2) for margin in head.logits(features).tolist()]
+    [-1.0, 1.0]
     """
 
     Settings: ClassVar[type] = SvmSettings

@@ -51,6 +51,11 @@ class VibHead(nn.Module):
     """Features -> dropout -> 1024 -> 1024 -> a Gaussian code (mu, std) -> one logit of a draw t of it.
 
     Scores use t = mu. VIB-Net's code draws t when it scores too, which makes its scores random.
+
+    >>> settings = VibSettings(vib_beta=1e-3, dropout=0.5, bottleneck=16, learning_rate=1e-4)
+    >>> mu, std = VibHead(4, settings, torch.Generator().manual_seed(0)).code(torch.ones(3, 4))
+    >>> mu.shape, bool((std < 0.01).all())
+    (torch.Size([3, 16]), True)
     """
 
     Settings: ClassVar[type] = VibSettings

@@ -10,7 +10,7 @@ import torch
 from causal_tune.causal.head import CausalHead, CausalSettings
 from causal_tune.causal.layers import linear, probe
 from causal_tune.causal.mask import expected_mask, mask_statistics
-from causal_tune.causal.trainer import _Part
+from causal_tune.causal.trainer import CausalTrainer, _Part
 from tests.causal.plain import PlainTrainer
 
 WIDTH = 12
@@ -75,6 +75,7 @@ def test_order_is_adversary_then_classifier_then_mask_each_with_the_new_ones():
 def test_each_part_of_a_step_moves_its_own_parameters_only(monkeypatch):
     one = head()
     trainer = one.trainer(generator(2))
+    assert isinstance(trainer, CausalTrainer)
     moved: list[set[str]] = []
     original = _Part.descend
 

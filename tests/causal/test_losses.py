@@ -170,3 +170,79 @@ def test_float32_agrees_with_float64():
         exact = function(*map(checks.tensor, arguments)).item()
         single = function(*(checks.tensor(argument).float() for argument in arguments)).item()
         assert single == pytest.approx(exact, rel=1e-5)
+
+
+def test_options_of_the_losses_are_the_reference_in_value_and_gradient():
+    checks.check_cross_entropy(losses.confusion, reference.confusion)
+    checks.check_cross_entropy(losses.clamped_adversarial, reference.clamped_adversarial)
+    checks.check_clamped(losses.clamped_adversarial)
+    checks.check_sparsity(losses.mean_sparsity, reference.mean_sparsity)
+    checks.check_invariance(losses.symmetric_invariance, reference.symmetric_invariance)
+    checks.check_invariance(losses.stop_gradient_invariance, fixed_target=True)
+    big = ((4, 1), (5, 2), (6, 3))
+    checks.check_hsic(losses.unbiased_hsic, reference.unbiased_hsic, shapes=big)
+    checks.check_hsic(losses.normalised_hsic, reference.normalised_hsic, shapes=((3, 2), *big))
+
+
+@settings(deadline=None, max_examples=10)
+@given(n=st.integers(1, 8), d=st.integers(1, 5), seed=SEEDS)
+def test_losses_of_any_shape_are_the_reference_in_value_and_gradient(n, d, seed):
+    checks.check_cross_entropy(losses.classification, reference.classification, seed, (n,))
+    checks.check_cross_entropy(losses.adversarial, reference.adversarial, seed, (n,))
+    checks.check_cross_entropy(losses.confusion, reference.confusion, seed, (n,))
+    checks.check_sparsity(losses.sparsity, reference.sparsity, seed, ((n, d),))
+    checks.check_sparsity(losses.mean_sparsity, reference.mean_sparsity, seed, ((n, d),))
+    checks.check_invariance(losses.invariance, reference.invariance, seed, (n,))
+    checks.check_invariance(losses.symmetric_invariance, reference.symmetric_invariance, seed, (n,))
+    checks.check_total(losses.total, seed)
+
+
+@settings(deadline=None, max_examples=10)
+@given(n=st.integers(4, 6), d=st.integers(1, 4), seed=SEEDS)
+def test_hsic_estimators_of_any_shape_are_the_reference(n, d, seed):
+    x, y = checks.draw(seed, n, d), checks.draw(seed + 1, n, d + 1)
+    for name, expected in (("unbiased", reference.unbiased_hsic), ("normalised", reference.normalised_hsic)):
+        actual = losses.HSIC_ESTIMATORS[name](checks.tensor(x), checks.tensor(y)).item()
+        np.testing.assert_allclose(actual, expected(x, y), rtol=1e-10, atol=1e-13)
+
+
+def test_unbiased_hsic_of_independent_samples_has_mean_zero_where_the_biased_has_not():
+    rng = np.random.default_rng(0)
+    pairs = [
+        (checks.tensor(rng.normal(size=(16, 3))), checks.tensor(rng.normal(size=(16, 3)))) for _ in range(400)
+    ]
+    values = np.array([losses.unbiased_hsic(x, y).item() for x, y in pairs])
+    assert abs(values.mean()) < 4 * values.std() / 20
+    assert np.mean([losses.hsic(x, y).item() for x, y in pairs]) > 0.005
+
+
+def test_normalised_hsic_is_between_0_and_1_and_finite_for_an_empty_part():
+    x = checks.tensor(checks.draw(0, 12, 3))
+    assert losses.normalised_hsic(x, 2 * x - 1).item() == pytest.approx(1.0)
+    empty = torch.zeros_like(x).requires_grad_()
+    value = losses.normalised_hsic(x, empty)
+    assert value.item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.autograd.grad(value, empty)[0].isfinite().all()
+
+
+def test_bounded_adversaries_reward_no_confident_mistake():
+    y = torch.tensor([0.0, 1.0])
+    wrong, undecided = torch.tensor([30.0, -30.0]), torch.zeros(2)
+    assert losses.adversarial(wrong, y) > 20
+    assert losses.clamped_adversarial(wrong, y).item() == pytest.approx(math.log(2))
+    assert losses.confusion(undecided, y).item() == pytest.approx(-math.log(2))
+    # the mask maximises it, and an undecided adversary is its maximum
+    assert losses.confusion(undecided, y) > losses.confusion(0.1 * wrong, y) > losses.confusion(wrong, y)
+
+
+def test_bfloat16_terms_agree_within_their_bound():
+    """Stated bound for bfloat16 inputs: 3e-2 relative against the reference of the same rounded inputs."""
+    z, w = (torch.from_numpy(checks.draw(seed, 64, scale=3.0)).bfloat16() for seed in (0, 1))
+    y = torch.from_numpy(checks.labels(2, 64)).bfloat16()
+    exact = {name: value.double().numpy() for name, value in (("z", z), ("w", w), ("y", y))}
+    for actual, expected in (
+        (losses.classification(z, y), reference.classification(exact["z"], exact["y"])),
+        (losses.invariance(z, w), reference.invariance(exact["z"], exact["w"])),
+        (losses.symmetric_invariance(z, w), reference.symmetric_invariance(exact["z"], exact["w"])),
+    ):
+        assert actual.item() == pytest.approx(expected, rel=3e-2)

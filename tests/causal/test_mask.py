@@ -11,6 +11,8 @@ from tests.causal import checks
 from tests.reference import causal_numpy as reference
 
 SEEDS = st.integers(0, 2**31)
+SHAPE = st.tuples(st.integers(1, 5), st.integers(1, 5))
+TAU = st.floats(0.05, 5.0)
 
 
 def test_gumbel_sigmoid_is_the_reference_in_value_and_gradient():
@@ -137,3 +139,109 @@ def test_mask_statistics_are_the_reference(n, d, seed):
 def test_a_collapsed_mask_has_no_spread_and_no_entropy(value):
     statistics = mask.mask_statistics(torch.full((5, 4), value))
     assert statistics == {"mean": value, "std_images": 0.0, "std_dimensions": 0.0, "entropy": 0.0}
+
+
+@settings(deadline=None, max_examples=10)
+@given(shape=SHAPE, tau=TAU, seed=SEEDS)
+def test_masks_of_any_shape_are_the_reference_in_value_and_gradient(shape, tau, seed):
+    where = {"seed": seed, "shapes": (shape,), "temperatures": (max(tau, 0.2),)}
+    checks.check_gumbel_sigmoid(mask.gumbel_sigmoid, **where)
+    checks.check_expected_mask(mask.expected_mask, **where)
+    checks.check_noiseless_mask(mask.noiseless_mask, **where)
+    checks.check_mean_noise_mask(
+        mask.mean_noise_mask, reference.noise_mean(reference.gumbel_density), **where
+    )
+    checks.check_sampled_mask(mask.sampled_mask, **where)
+    checks.check_hard_mask(mask.hard_mask, seed=seed, shapes=(shape,))
+
+
+@settings(deadline=None, max_examples=10)
+@given(shape=SHAPE, seed=SEEDS)
+def test_parts_and_counterfactuals_of_any_shape_are_the_reference_in_value_and_gradient(shape, seed):
+    checks.check_split(mask.split, seed, (shape,))
+    checks.check_counterfactual(mask.counterfactual, seed, (shape,))
+
+
+def test_logistic_noise_gives_the_rate_of_the_binary_concrete_distribution():
+    checks.check_mask_rate(mask.gumbel_sigmoid, mask.logistic_noise, reference.logistic_distribution)
+
+
+def test_logistic_noise_is_the_inversion_of_its_uniform_draws_and_finite_at_their_ends(monkeypatch):
+    noise = mask.logistic_noise((3, 4), torch.Generator().manual_seed(7), dtype=torch.float64)
+    uniform = torch.rand((3, 4), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    np.testing.assert_allclose(noise.numpy(), reference.logistic_noise(uniform.numpy()), **checks.VALUES)
+    for end in (0.0, 1.0):
+        monkeypatch.setattr(torch, "rand", lambda shape, end=end, **_: torch.full(shape, end))
+        assert mask.logistic_noise((2, 2), torch.Generator()).isfinite().all()
+
+
+def test_quantiles_are_the_references():
+    checks.check_quantiles(mask.gumbel_quantiles, reference.gumbel_quantiles)
+    checks.check_quantiles(mask.logistic_quantiles, reference.logistic_quantiles)
+
+
+@pytest.mark.parametrize(
+    ("name", "density", "distribution"),
+    [
+        ("gumbel", reference.gumbel_density, reference.gumbel_distribution),
+        ("logistic", reference.logistic_density, reference.logistic_distribution),
+    ],
+)
+def test_mean_and_median_of_each_noise_are_those_of_its_distribution(name, density, distribution):
+    noise = mask.NOISES[name]
+    assert isinstance(noise, mask.Noise)
+    assert noise.mean == pytest.approx(reference.noise_mean(density), abs=1e-6)
+    assert distribution(noise.median) == pytest.approx(0.5, abs=1e-12)
+    checks.check_hard_mask(lambda logits: mask.hard_mask(logits, noise), distribution)
+
+
+def test_expected_mask_of_logistic_noise_is_the_reference():
+    checks.check_expected_mask(
+        lambda z, tau, n: mask.expected_mask(z, tau, n, mask.NOISES["logistic"]), reference.logistic_quantiles
+    )
+
+
+def test_temperature_falls_geometrically_and_then_stays():
+    checks.check_annealing(mask.annealed_tau)
+
+
+def test_masks_of_evaluation_at_logit_0_differ_as_their_definitions_do():
+    """Plugging the mean noise in opens the mask, leaving the noise out closes it."""
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    for tau, expected, plugged in (
+        (0.1, 0.632, 0.997),
+        (0.5, 0.621, 0.76),
+        (1.0, 0.596, 0.64),
+        (2.0, 0.562, 0.57),
+    ):
+        assert mask.expected_mask(zero, tau, 1000).item() == pytest.approx(expected, abs=1e-3)
+        assert mask.mean_noise_mask(zero, tau).item() == pytest.approx(plugged, abs=5e-3)
+        assert mask.noiseless_mask(zero, tau).item() == 0.5
+
+
+@pytest.mark.parametrize("noise", sorted(mask.NOISES))
+@pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
+def test_expected_and_sampled_masks_are_the_mean_of_the_training_mask(noise, tau):
+    chosen = mask.NOISES[noise]
+    logits = torch.tensor([[-1.0, 0.0, 1.5]])
+    draws = chosen.draw((20_000, 3), torch.Generator().manual_seed(3))
+    trained = mask.gumbel_sigmoid(logits.expand(20_000, 3), tau, draws).mean(dim=0)
+    torch.testing.assert_close(mask.sampled_mask(logits, tau, draws)[0], trained, rtol=1e-4, atol=1e-5)
+    # four standard deviations of the mean, and the error of 32 quantiles
+    expected = mask.expected_mask(logits, tau, 32, chosen)[0]
+    assert (expected - trained).abs().max() < 4 * 0.5 / math.sqrt(20_000) + 1 / 64
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_single_and_half_precision_masks_agree_with_the_reference_within_their_bound(dtype, bound):
+    """Stated bounds: 1e-5 in float32, 2e-2 in bfloat16, whose 8 bits move (l + g) / tau by up to 2^-8 of it."""
+    logits, noise = (torch.from_numpy(checks.draw(seed, 16, 8)).to(dtype) for seed in (0, 1))
+    exact = reference.gumbel_sigmoid(logits.double().numpy(), 0.5, noise.double().numpy())
+    actual = mask.gumbel_sigmoid(logits, 0.5, noise).double().numpy()
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=bound)
+    for part, expected in zip(
+        mask.split(logits, noise),
+        reference.split(logits.double().numpy(), noise.double().numpy()),
+        strict=True,
+    ):
+        np.testing.assert_allclose(part.double().numpy(), expected, rtol=bound, atol=5 * bound)

@@ -187,3 +187,65 @@ def test_wrong_counterfactuals_are_found():
 def test_exchanged_parts_are_found():
     with pytest.raises(AssertionError):
         checks.check_split(exchanged_parts)
+
+
+def unbiased_hsic_with_the_diagonal(x, y):
+    n = len(x)
+    K, L = kernels(x, y)
+    rows_k, rows_l = K.sum(1), L.sum(1)
+    whole = (
+        (K * L).sum()
+        + rows_k.sum() * rows_l.sum() / ((n - 1) * (n - 2))
+        - 2 * (rows_k * rows_l).sum() / (n - 2)
+    )
+    return whole / (n * (n - 3))
+
+
+def normalised_hsic_without_the_root(x, y):
+    return losses.hsic(x, y) / (losses.hsic(x, x) * losses.hsic(y, y))
+
+
+def one_half_of_the_symmetric_divergence(a, b):
+    q, r = torch.sigmoid(a), torch.sigmoid(b)
+    m = (q + r) / 2
+    return (q * (q / m).log() + (1 - q) * ((1 - q) / (1 - m)).log()).mean()
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (checks.check_expected_mask, lambda z, tau, n: mask.noiseless_mask(z, tau)),
+        (checks.check_expected_mask, lambda z, tau, n: mask.expected_mask(z, 1.0, n)),
+        (checks.check_noiseless_mask, lambda z, tau: torch.sigmoid(z)),
+        (
+            checks.check_sampled_mask,
+            lambda z, tau, draws: mask.gumbel_sigmoid(z, tau, draws.mean(0).expand_as(z)),
+        ),
+        (checks.check_hard_mask, lambda z: (z > 0).double()),
+        (checks.check_annealing, lambda step, tau, end, n: tau + (end - tau) * min(1.0, step / n)),
+        (checks.check_annealing, lambda step, tau, end, n: tau * (end / tau) ** (step / n)),
+        (checks.check_clamped, losses.adversarial),
+        (checks.check_clamped, lambda z, y: losses.adversarial(z, y).clamp(max=0.5)),
+    ],
+)
+def test_wrong_options_of_the_mask_and_the_adversary_are_found(check, wrong):
+    with pytest.raises(AssertionError):
+        check(wrong)
+
+
+def test_wrong_options_of_the_losses_are_found():
+    big = {"shapes": ((4, 1), (5, 2))}
+    with pytest.raises(AssertionError):
+        checks.check_hsic(unbiased_hsic_with_the_diagonal, reference.unbiased_hsic, **big)
+    with pytest.raises(AssertionError):
+        checks.check_hsic(losses.hsic, reference.unbiased_hsic, **big)
+    with pytest.raises(AssertionError):
+        checks.check_hsic(normalised_hsic_without_the_root, reference.normalised_hsic, **big)
+    with pytest.raises(AssertionError):
+        checks.check_invariance(one_half_of_the_symmetric_divergence, reference.symmetric_invariance)
+    with pytest.raises(AssertionError):
+        checks.check_invariance(losses.invariance, fixed_target=True)
+    with pytest.raises(AssertionError):
+        checks.check_cross_entropy(lambda z, y: -losses.confusion(z, y), reference.confusion)
+    with pytest.raises(AssertionError):
+        checks.check_sparsity(losses.sparsity, reference.mean_sparsity)

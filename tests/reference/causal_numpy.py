@@ -33,36 +33,120 @@ def gumbel_sigmoid(logits: Array, tau: float, gumbel: Array) -> Array:
     return mask
 
 
+def logistic_noise(uniform: Array) -> Array:
+    """Logistic(0, 1) by inversion of its distribution function 1 / (1 + exp(-x))."""
+    result = np.empty_like(uniform)
+    for index in np.ndindex(uniform.shape):
+        result[index] = math.log(uniform[index]) - math.log1p(-uniform[index])
+    return result
+
+
+def gumbel_distribution(x: float) -> float:
+    """P(g <= x) of Gumbel(0, 1)."""
+    return math.exp(-math.exp(-x))
+
+
+def logistic_distribution(x: float) -> float:
+    """P(g <= x) of Logistic(0, 1)."""
+    return (1 + math.tanh(x / 2)) / 2
+
+
+def gumbel_density(x: float) -> float:
+    """The derivative of `gumbel_distribution`."""
+    return math.exp(-x - math.exp(-x))
+
+
+def logistic_density(x: float) -> float:
+    """The derivative of `logistic_distribution`."""
+    return 1 / (4 * math.cosh(x / 2) ** 2)
+
+
+def _quantile(distribution: Callable[[float], float], share: float) -> float:
+    low, high = -60.0, 60.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if distribution(middle) < share:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
 def gumbel_quantiles(num_quantiles: int) -> list[float]:
     """x with F(x) = (i - 1/2) / n, F the distribution function of Gumbel(0, 1); found by bisection."""
-    quantiles = []
-    for i in range(1, num_quantiles + 1):
-        low, high = -10.0, 60.0
-        for _ in range(200):
-            middle = (low + high) / 2
-            if math.exp(-math.exp(-middle)) < (i - 0.5) / num_quantiles:
-                low = middle
-            else:
-                high = middle
-        quantiles.append((low + high) / 2)
-    return quantiles
+    return [_quantile(gumbel_distribution, (i - 0.5) / num_quantiles) for i in range(1, num_quantiles + 1)]
 
 
-def expected_mask(logits: Array, tau: float, quantiles: int) -> Array:
+def logistic_quantiles(num_quantiles: int) -> list[float]:
+    """The same of Logistic(0, 1)."""
+    return [_quantile(logistic_distribution, (i - 0.5) / num_quantiles) for i in range(1, num_quantiles + 1)]
+
+
+def _integral(function: Callable[[float], float], density: Callable[[float], float]) -> float:
+    """The mean of a function of the noise, by the trapezium rule."""
+    grid = np.linspace(-40.0, 40.0, 80_001)
+    values = np.array([function(g) * density(g) for g in grid])
+    return float(((values[1:] + values[:-1]) / 2).sum() * (grid[1] - grid[0]))
+
+
+def noise_mean(density: Callable[[float], float]) -> float:
+    """The mean of the noise."""
+    return _integral(lambda g: g, density)
+
+
+def annealed_tau(step: int, tau: float, tau_end: float, num_steps: int) -> float:
+    """A temperature that is multiplied by the same factor at each of `num_steps` steps, then stays."""
+    factor = math.exp((math.log(tau_end) - math.log(tau)) / num_steps)
+    for _ in range(min(step, num_steps)):
+        tau *= factor
+    return tau
+
+
+def expected_mask(
+    logits: Array,
+    tau: float,
+    quantiles: int,
+    points_of: Callable[[int], list[float]] = gumbel_quantiles,
+) -> Array:
     """The mean of Eq. (5) over mid-point quantiles of g."""
     mask = np.empty_like(logits)
-    points = gumbel_quantiles(quantiles)
+    points = points_of(quantiles)
     for i, j in np.ndindex(logits.shape):
         mask[i, j] = sum(_sigma((logits[i, j] + g) / tau) for g in points) / quantiles
     return mask
 
 
-def expected_mask_exact(logit: float, tau: float) -> float:
-    """The mean of Eq. (5) over all of g: sigma against the Gumbel density, by the trapezium rule."""
-    grid = np.linspace(-6.0, 40.0, 200_001)
-    density = np.exp(-grid - np.exp(-grid))
-    values = np.array([_sigma((logit + g) / tau) for g in grid]) * density
-    return float(((values[1:] + values[:-1]) / 2).sum() * (grid[1] - grid[0]))
+def expected_mask_exact(
+    logit: float, tau: float, density: Callable[[float], float] = gumbel_density
+) -> float:
+    """The mean of Eq. (5) over all of g: sigma against the density of the noise."""
+    return _integral(lambda g: _sigma((logit + g) / tau), density)
+
+
+def noiseless_mask(logits: Array, tau: float) -> Array:
+    """Eq. (5) with g = 0."""
+    return gumbel_sigmoid(logits, tau, np.zeros_like(logits))
+
+
+def mean_noise_mask(logits: Array, tau: float, mean: float) -> Array:
+    """Eq. (5) with g = E g, the mean of `noise_mean`."""
+    return gumbel_sigmoid(logits, tau, np.full_like(logits, mean))
+
+
+def sampled_mask(logits: Array, tau: float, draws: Array) -> Array:
+    """The mean of Eq. (5) over rows of draws, each of which serves all images."""
+    mask = np.empty_like(logits)
+    for i, j in np.ndindex(logits.shape):
+        mask[i, j] = sum(_sigma((logits[i, j] + draw[j]) / tau) for draw in draws) / len(draws)
+    return mask
+
+
+def hard_mask(logits: Array, distribution: Callable[[float], float] = gumbel_distribution) -> Array:
+    """1 where P(M > 1/2) = P(l + g > 0) = 1 - F(-l) is above 1/2."""
+    mask = np.empty_like(logits)
+    for i, j in np.ndindex(logits.shape):
+        mask[i, j] = 1.0 if 1 - distribution(-logits[i, j]) > 0.5 else 0.0
+    return mask
 
 
 def mask_statistics(mask: Array) -> dict[str, float]:
@@ -120,10 +204,27 @@ def adversarial(logits: Array, y: Array) -> float:
     return positive + negative
 
 
+def clamped_adversarial(logits: Array, y: Array) -> float:
+    """The adversary's loss, but never more than that of a coin."""
+    loss, coin = adversarial(logits, y), -math.log(0.5)
+    return loss if loss < coin else coin
+
+
+def confusion(logits: Array, y: Array) -> float:
+    """Minus the cross-entropy of the adversary against labels that are all 1/2."""
+    return -classification(logits, np.full_like(logits, 0.5))
+
+
 def sparsity(mask: Array) -> float:
     """||M||_1 of Eq. (10) for each image, mean over images."""
     n, d = mask.shape
     return sum(sum(abs(mask[i, j]) for j in range(d)) for i in range(n)) / n
+
+
+def mean_sparsity(mask: Array) -> float:
+    """The mean of all elements."""
+    n, d = mask.shape
+    return sum(abs(mask[i, j]) for i, j in np.ndindex(n, d)) / (n * d)
 
 
 def squared_distances(x: Array) -> Array:
@@ -168,11 +269,53 @@ def hsic_of_kernels(K: Array, L: Array) -> float:
     return (pairs + quadruples / n**2 - 2 * triples / n) / (n - 1) ** 2
 
 
-def hsic(x: Array, y: Array, bandwidths: tuple[float, float] | None = None) -> float:
-    """The HSIC of Eq. (10); `bandwidths` holds the two s fixed, else each is the median heuristic's."""
-    squared_x, squared_y = squared_distances(x), squared_distances(y)
-    s_x, s_y = bandwidths or (median_bandwidth(squared_x), median_bandwidth(squared_y))
-    return hsic_of_kernels(gaussian_kernel(squared_x, s_x), gaussian_kernel(squared_y, s_y))
+def unbiased_hsic_of_kernels(K: Array, L: Array) -> float:
+    """HSIC as a U-statistic (Song et al., JMLR 2012): the mean over all ordered tuples of four different
+    indices of K_st (L_st + L_uv - 2 L_su)."""
+    terms = [
+        K[s, t] * (L[s, t] + L[u, v] - 2 * L[s, u]) for s, t, u, v in itertools.permutations(range(len(K)), 4)
+    ]
+    return sum(terms) / len(terms)
+
+
+def normalised_hsic_of_kernels(K: Array, L: Array) -> float:
+    """Centred kernel alignment: the cosine of the angle between two centred kernels (Cortes et al., JMLR 2012).
+
+    Kernels centred by subtracting the mean of their column, of their row, and adding that of all.
+    """
+    n = len(K)
+
+    def centred(kernel: Array) -> Array:
+        result = np.empty_like(kernel)
+        everything = sum(kernel[i, j] for i, j in np.ndindex(n, n)) / n**2
+        for i, j in np.ndindex(n, n):
+            row = sum(kernel[i, q] for q in range(n)) / n
+            column = sum(kernel[q, j] for q in range(n)) / n
+            result[i, j] = kernel[i, j] - row - column + everything
+        return result
+
+    def product(one: Array, other: Array) -> float:
+        return sum(one[i, j] * other[i, j] for i, j in np.ndindex(n, n))
+
+    K, L = centred(K), centred(L)
+    lengths = math.sqrt(product(K, K) * product(L, L))
+    return product(K, L) / lengths if lengths > 0 else 0.0
+
+
+def _of_samples(estimate: Callable[[Array, Array], float]) -> Callable[..., float]:
+    """The HSIC of Eq. (10) of two samples; `bandwidths` holds the two s fixed, else the median heuristic."""
+
+    def dependence(x: Array, y: Array, bandwidths: tuple[float, float] | None = None) -> float:
+        squared_x, squared_y = squared_distances(x), squared_distances(y)
+        s_x, s_y = bandwidths or (median_bandwidth(squared_x), median_bandwidth(squared_y))
+        return estimate(gaussian_kernel(squared_x, s_x), gaussian_kernel(squared_y, s_y))
+
+    return dependence
+
+
+hsic = _of_samples(hsic_of_kernels)
+unbiased_hsic = _of_samples(unbiased_hsic_of_kernels)
+normalised_hsic = _of_samples(normalised_hsic_of_kernels)
 
 
 def invariance(logits: Array, counterfactual_logits: Array) -> float:
@@ -181,6 +324,20 @@ def invariance(logits: Array, counterfactual_logits: Array) -> float:
     for a, b in zip(logits, counterfactual_logits, strict=True):
         result += _sigma(a) * (_log_sigma(a) - _log_sigma(b))
         result += _sigma(-a) * (_log_sigma(-a) - _log_sigma(-b))
+    return result / len(logits)
+
+
+def symmetric_invariance(logits: Array, counterfactual_logits: Array) -> float:
+    """The Jensen-Shannon divergence of the two Bernoulli distributions, from its definition; batch mean."""
+
+    def divergence(one: list[float], other: list[float]) -> float:
+        return sum(a * math.log(a / b) for a, b in zip(one, other, strict=True) if a > 0)
+
+    result = 0.0
+    for a, b in zip(logits, counterfactual_logits, strict=True):
+        q, r = [_sigma(a), _sigma(-a)], [_sigma(b), _sigma(-b)]
+        middle = [(q[0] + r[0]) / 2, (q[1] + r[1]) / 2]
+        result += (divergence(q, middle) + divergence(r, middle)) / 2
     return result / len(logits)
 
 
