@@ -62,7 +62,9 @@ def test_another_seed_is_another_result():
 @pytest.mark.parametrize("head", STEPPED)
 def test_result_is_the_state_of_the_best_epoch(head):
     """A learning rate that overfits: the best epoch is not the last, and the state is the one it had."""
-    config = replace(FAST, head=head, learning_rate=0.1, max_epochs=12, patience=12)
+    # at 0.1 VIB-Net's units die and most of its scores are ties, whose order is that of rounding errors
+    learning_rate = 3e-3 if head == "vib" else 0.1
+    config = replace(FAST, head=head, learning_rate=learning_rate, max_epochs=12, patience=12)
     data = study_data(16, gap=0.5)
     result = train(config, data)
     losses = [epoch["validation/loss"] for epoch in result.epochs]
