@@ -4,6 +4,9 @@ The forward pass is written out here over the weights of open_clip's tower, for 
 packed once for oneDNN, activation and residual sums fused into the matrix products, few images at a time
 so that activations stay in the cache, and in the last block only the class token where nothing else is
 asked for. In float32 it equals open_clip's own to 1e-5 (tests/test_clip.py).
+
+On a CPU every thread computes whole images. A matrix product that is shared among threads rounds by their
+number on some processors (measured: float32 with AVX2, not with AVX-512); these features do not.
 """
 
 import hashlib
@@ -11,6 +14,7 @@ import json
 import re
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Number formats that an encoder can compute in; its features are float32 always."""
 
 _CPU_CHUNK = 8
-"""Images in one forward pass on a CPU: their widest activation, 10 MB in bfloat16, stays in the cache."""
+"""Images in one forward pass of a CPU's thread: their widest activation, 10 MB in bfloat16, stays in the cache."""
 
 _QUICK_GELU = 1.702
 
@@ -101,21 +105,20 @@ def load_encoder(
     projection), `cls@k` and `mean@k` (class token, and mean of the patch tokens, after block k = 1, 2, ...).
     dtype: a key of `DTYPES`, or `auto`: bfloat16 where the processor multiplies it natively, else float32.
     device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a CUDA device where there is one.
-    num_threads: of torch in this process; None leaves them as they are.
+    num_threads: that encode on a CPU, 8 images at a time each; None for as many as torch has. The features
+    do not depend on it.
 
     Raises `UnknownName`, `InvalidConfig` (a layer or dtype that there is not) and `WeightsError` (not
     fetched yet, damaged, or of another architecture).
     """
-    if num_threads is not None:
-        if num_threads < 1:
-            raise InvalidConfig(f"num_threads is {num_threads}; an encoder needs at least 1.")
-        torch.set_num_threads(num_threads)
+    if num_threads is not None and num_threads < 1:
+        raise InvalidConfig(f"num_threads is {num_threads}; an encoder needs at least 1.")
     encoder = resolve(name)
     state, sha256 = load_verified(encoder, cache_dir=cache_dir)
     tower = _tower(encoder, state)
     description = _describe(encoder, tower, sha256, layers, dtype, device)
     loaded = build_tower(tower, state, source=encoder.name).state_dict()
-    return ClipEncoder(tower, loaded, description, device=_device(device))
+    return ClipEncoder(tower, loaded, description, device=_device(device), num_threads=num_threads)
 
 
 def _tower(encoder: Encoder, state: dict[str, Tensor]) -> Tower:
@@ -307,6 +310,7 @@ class ClipEncoder:
         description: EncoderDescription,
         *,
         device: torch.device,
+        num_threads: int | None = None,
     ) -> None:
         self.description = description
         self.widths = layer_widths(tower, description.layers)
@@ -328,6 +332,9 @@ class ClipEncoder:
         # nothing is computed behind the last block that a layer asks for
         num_blocks = max(int(block) if block else tower.num_blocks for block in blocks)
         self._blocks = [_Block(tower, state, index, **to) for index in range(num_blocks)]
+        self._threads = ThreadPoolExecutor(
+            num_threads or torch.get_num_threads(), "encoder", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def encode(self, crops: UInt8[np.ndarray, "B 224 224 3"]) -> dict[str, Float[np.ndarray, "B d"]]:
         """The features of each layer, float32, one row a crop.
@@ -350,14 +357,15 @@ class ClipEncoder:
             return {layer: np.empty((0, width), np.float32) for layer, width in self.widths.items()}
         # torch warns of arrays that must not be written to, such as those out of Ray's object store
         pixels = torch.from_numpy(crops if crops.flags.writeable else crops.copy())
-        with torch.inference_mode():
-            if self._device.type == "cuda":
-                found = self._forward(pixels.pin_memory().to(self._device, non_blocking=True))
-            else:
-                chunks = [self._forward(chunk) for chunk in torch.split(pixels, _CPU_CHUNK)]
-                found = {layer: torch.cat([chunk[layer] for chunk in chunks]) for layer in self.widths}
-            return {layer: found[layer].float().cpu().numpy() for layer in self.widths}
+        if self._device.type == "cuda":
+            chunks = [self._forward(pixels.pin_memory().to(self._device, non_blocking=True))]
+        else:
+            chunks = list(self._threads.map(self._forward, torch.split(pixels, _CPU_CHUNK)))
+        return {
+            layer: torch.cat([chunk[layer] for chunk in chunks]).float().cpu().numpy() for layer in self.widths
+        }
 
+    @torch.inference_mode()
     def _forward(self, pixels: UInt8[Tensor, "B 224 224 3"]) -> dict[str, Float[Tensor, "B d"]]:
         x = self._tokens(pixels)
         found: dict[str, Tensor] = {}

@@ -94,7 +94,7 @@ class Detector:
             self._encoder = load_encoder(wanted["name"], layers=(self.layer,))
         return self._encoder
 
-    def score_images(self, paths: Iterable[Path], *, batch_size: int = 32) -> Iterator[Scored]:
+    def score_images(self, paths: Iterable[Path], *, batch_size: int = 64) -> Iterator[Scored]:
         """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
         encoder = self.encoder()
         remaining = iter(paths)

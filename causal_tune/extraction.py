@@ -45,6 +45,8 @@ __all__ = ["ActorPlan", "Extraction", "Progress", "decode_shard", "extract", "pl
 _DECODE_CPUS = 0.5
 """What a decoding task is booked with: decoding 64 images takes a fraction of the time of encoding them."""
 
+_CPUS_PER_ACTOR = 8
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
@@ -165,7 +167,7 @@ def extract(
     workspace: Path,
     layers: Sequence[str] = ("proj",),
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
@@ -173,9 +175,9 @@ def extract(
 ) -> Extraction:
     """The features of every image of `index`, in the store that encoder, preprocessing and index name.
 
-    Shards that exist are kept. `num_actors` defaults to one for the whole CPU, or one a GPU share;
+    Shards that exist are kept. `num_actors` defaults to one for eight cores, or one a GPU share;
     on CPUs each actor computes on its share of the cores and is booked as one, which leaves Ray the
-    CPUs that reading and decoding need. `batch_size` images are encoded at once.
+    CPUs that reading and decoding need. `batch_size` images go to an encoder at once.
 
     Raises `InvalidConfig` for sizes out of range, `WeightsError` or `UnknownName` for the encoder,
     `StoreError` where a shard on disk is damaged or another extraction is writing this store.
@@ -255,13 +257,13 @@ class ActorPlan:
     num_actors: int
     cpus_per_actor: float
     num_threads: int
-    """Threads of torch in each actor."""
+    """Threads that encode in each actor."""
 
 
 def plan_actors(
     *, num_cpus: int, num_gpus: float, gpus_per_actor: float, num_actors: int | None, num_shards: int
 ) -> ActorPlan:
-    """Encoders for a cluster's resources: one a GPU share, or one for all CPUs, or as many as asked for.
+    """Encoders for a cluster's resources: one a GPU share, or one for eight CPUs, or as many as asked for.
 
     Reading and decoding always keep a CPU: a pool that has booked them all and waits for crops would
     wait for ever. `InvalidConfig` where the cluster cannot hold the actors that are asked for.
@@ -279,7 +281,8 @@ def plan_actors(
                 "Lower --gpus-per-actor or --actors, or leave them out to encode on CPUs."
             )
         num_actors = num_actors or most
-    num_actors = min(num_actors or 1, num_shards)
+    # a batch of 64 keeps eight threads busy; more of them are worth another copy of the weights
+    num_actors = min(num_actors or -(-num_cpus // _CPUS_PER_ACTOR), num_shards)
     # booked with less than they use where they would otherwise leave no CPU to the decoders
     cpus_per_actor = 1 if num_cpus > num_actors else (num_cpus - _DECODE_CPUS) / num_actors
     return ActorPlan(

@@ -215,13 +215,17 @@ def test_options_that_there_are_not_are_refused(options: dict[str, object], reas
         load_encoder("tiny-random", **options)  # type: ignore[arg-type]
 
 
-def test_the_number_of_threads_is_set() -> None:
-    before = torch.get_num_threads()
-    try:
-        load_encoder("tiny-random", num_threads=1)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_neither_the_bytes_nor_torch(dtype: str) -> None:
+    crops, before = random_crops(37), torch.get_num_threads()
+    found = [
+        load_encoder("tiny-random", layers=ALL_LAYERS, dtype=dtype, device="cpu", num_threads=threads)
+        for threads in (1, 2, 5)
+    ]
+    features = [encoder.encode(crops) for encoder in found]
+    assert torch.get_num_threads() == before
+    for layer in ALL_LAYERS:
+        assert len({values[layer].tobytes() for values in features}) == 1, layer
 
 
 def test_a_description_is_that_of_the_loaded_encoder_and_is_json() -> None:

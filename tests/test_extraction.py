@@ -139,6 +139,7 @@ def test_wrong_sizes_and_unfetched_weights_are_refused_before_any_work(
         ({"num_cpus": 1, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": None}, (1, 0.5, 1)),
         ({"num_cpus": 2, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": 2}, (2, 0.75, 1)),
         ({"num_cpus": 8, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": 99}, (10, 0.75, 1)),
+        ({"num_cpus": 20, "num_gpus": 0, "gpus_per_actor": 0, "num_actors": None}, (3, 1, 6)),
         ({"num_cpus": 8, "num_gpus": 1, "gpus_per_actor": 1, "num_actors": None}, (1, 1, 8)),
         ({"num_cpus": 8, "num_gpus": 1, "gpus_per_actor": 0.25, "num_actors": None}, (4, 1, 2)),
     ],

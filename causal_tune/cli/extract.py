@@ -21,7 +21,7 @@ def run_extract(
     workspace: Path,
     layers: Sequence[str],
     dtype: str = "auto",
-    batch_size: int = 32,
+    batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
@@ -73,7 +73,7 @@ def describe_extraction(done: Extraction) -> str:
     "--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Images encoded at once."
+    "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images encoded at once."
 )
 @click.option(
     "--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side. [default: by resources]"

@@ -24,7 +24,7 @@ __all__ = ["predict_command"]
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .csv or .parquet file."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @json_option
 def predict_command(
     detector: Path, paths: tuple[Path, ...], output: Path | None, batch_size: int, as_json: bool
