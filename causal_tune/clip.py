@@ -6,7 +6,9 @@ so that activations stay in the cache, and in the last block only the class toke
 asked for. In float32 it equals open_clip's own to 1e-5 (tests/test_clip.py).
 
 On a CPU every thread computes whole images. A matrix product that is shared among threads rounds by their
-number on some processors (measured: float32 with AVX2, not with AVX-512); these features do not.
+number on some processors (measured: float32 with AVX2, not with AVX-512), and one of few rows by how many
+they are. So products of one row an image always have as many rows as a full pass: an image's features
+are a function of that image, whatever the batch, the threads and the images beside it.
 """
 
 import hashlib
@@ -294,10 +296,23 @@ class _Block:
         q, k, v = self.qkv(self.norm_1(x)).reshape(heads).permute(2, 0, 3, 1, 4)
         if class_only:
             q, x = q[:, :, :1], x[:, :1].contiguous()
-        x = self.out.plus(_attend(q, k, v).transpose(1, 2).reshape(x.shape), x)
+        attended = _attend(q, k, v).transpose(1, 2).reshape(x.shape)
+        if class_only:
+            attended, x = _as_full_pass(attended), _as_full_pass(x)
+        x = self.out.plus(attended, x)
         hidden = self.norm_2(x)
         hidden = self.expand.silu(hidden) if self.quick_gelu else self.expand.gelu(hidden)
-        return self.contract.plus(hidden, x)
+        return self.contract.plus(hidden, x)[:num_images]
+
+
+def _as_full_pass(x: Float[Tensor, "B ..."]) -> Float[Tensor, "n ..."]:
+    """With zeros up to the images of a full pass on a CPU: rounding then does not depend on how many there are.
+
+    >>> _as_full_pass(torch.ones(3, 1, 4)).shape
+    torch.Size([8, 1, 4])
+    """
+    missing = _CPU_CHUNK - len(x)
+    return x if missing <= 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 
 
 class ClipEncoder:
@@ -333,14 +348,17 @@ class ClipEncoder:
         num_blocks = max(int(block) if block else tower.num_blocks for block in blocks)
         self._blocks = [_Block(tower, state, index, **to) for index in range(num_blocks)]
         self._threads = ThreadPoolExecutor(
-            num_threads or torch.get_num_threads(), "encoder", initializer=torch.set_num_threads, initargs=(1,)
+            num_threads or torch.get_num_threads(),
+            "encoder",
+            initializer=torch.set_num_threads,
+            initargs=(1,),
         )
 
     def encode(self, crops: UInt8[np.ndarray, "B 224 224 3"]) -> dict[str, Float[np.ndarray, "B d"]]:
         """The features of each layer, float32, one row a crop.
 
-        A crop's features depend on the other crops of its batch by rounding only. Raises `InvalidConfig`
-        for an array of another shape or type.
+        On a CPU a crop's features are the same bits in every batch; on a GPU they depend on the other crops
+        by rounding. Raises `InvalidConfig` for an array of another shape or type.
 
         >>> encoder = load_encoder("tiny-random", layers=("proj", "mean@1"), dtype="float32")
         >>> features = encoder.encode(np.zeros((2, 224, 224, 3), dtype=np.uint8))
@@ -362,7 +380,8 @@ class ClipEncoder:
         else:
             chunks = list(self._threads.map(self._forward, torch.split(pixels, _CPU_CHUNK)))
         return {
-            layer: torch.cat([chunk[layer] for chunk in chunks]).float().cpu().numpy() for layer in self.widths
+            layer: torch.cat([chunk[layer] for chunk in chunks]).float().cpu().numpy()
+            for layer in self.widths
         }
 
     @torch.inference_mode()
@@ -378,7 +397,7 @@ class ClipEncoder:
                 found[f"mean@{number}"] = x[:, 1:].mean(dim=1, dtype=torch.float32)
         if "pre" in self.widths or "proj" in self.widths:
             found["pre"] = self._norm_post(x[:, 0])
-            found["proj"] = F.linear(found["pre"], self._projection)
+            found["proj"] = F.linear(_as_full_pass(found["pre"]), self._projection)[: len(pixels)]
         return found
 
     def _tokens(self, pixels: UInt8[Tensor, "B 224 224 3"]) -> Float[Tensor, "B N d"]:
