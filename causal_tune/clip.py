@@ -30,7 +30,7 @@ from torch import Tensor
 from causal_tune.encoders import Encoder, resolve
 from causal_tune.errors import InvalidConfig
 from causal_tune.processor import has_bfloat16
-from causal_tune.towers import Tower, build_tower, infer_architecture, tower_of
+from causal_tune.towers import Tower, check_state, infer_architecture, tower_of
 from causal_tune.weights import load_verified, weights_sha256
 
 __all__ = ["DTYPES", "ClipEncoder", "EncoderDescription", "describe_encoder", "layer_widths", "load_encoder"]
@@ -119,8 +119,8 @@ def load_encoder(
     state, sha256 = load_verified(encoder, cache_dir=cache_dir)
     tower = _tower(encoder, state)
     description = _describe(encoder, tower, sha256, layers, dtype, device)
-    loaded = build_tower(tower, state, source=encoder.name).state_dict()
-    return ClipEncoder(tower, loaded, description, device=_device(device), num_threads=num_threads)
+    check_state(tower, state, source=encoder.name)
+    return ClipEncoder(tower, state, description, device=_device(device), num_threads=num_threads)
 
 
 def _tower(encoder: Encoder, state: dict[str, Tensor]) -> Tower:

@@ -5,6 +5,7 @@ blocks, class token pooled, one projection. OpenAI's, LAION's, DataComp's and Me
 such towers. Others (ResNets, timm models, SigLIP) are refused with a reason.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ __all__ = [
     "TINY",
     "Tower",
     "build_tower",
+    "check_state",
     "download",
     "infer_architecture",
     "normalisation",
     "pretrained_names",
     "tiny_state",
     "tower_of",
+    "tower_shapes",
 ]
 
 _PLAIN_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
@@ -63,6 +66,28 @@ TINY = Tower(
 )
 """The tower of `tiny-random`."""
 
+_TOWERS = {
+    TINY.architecture: TINY,
+    **{
+        architecture: Tower(
+            architecture=architecture,
+            image_size=224,
+            patch_size=patch_size,
+            width=width,
+            num_blocks=num_blocks,
+            num_heads=width // 64,
+            mlp_width=4 * width,
+            output_width=output_width,
+            quick_gelu=True,
+        )
+        for architecture, patch_size, width, num_blocks, output_width in (
+            ("ViT-B-16-quickgelu", 16, 768, 12, 512),
+            ("ViT-L-14-quickgelu", 14, 1024, 24, 768),
+        )
+    },
+}
+"""Towers of the encoders with short names: asking open_clip costs every process its import, 6 s of a core."""
+
 
 def pretrained_names() -> list[tuple[str, str]]:
     """Model and tag of every pretrained model that open_clip knows."""
@@ -98,8 +123,12 @@ def tower_of(architecture: str) -> Tower:
     Raises `UnknownName` for a name that it does not have and `InvalidConfig` for a model that is no
     plain vision transformer on 224 x 224 pixels.
     """
-    if architecture == TINY.architecture:
-        return TINY
+    if architecture in _TOWERS:
+        return _TOWERS[architecture]
+    return _open_clips_tower(architecture)
+
+
+def _open_clips_tower(architecture: str) -> Tower:
     import open_clip
 
     config = open_clip.get_model_config(architecture)
@@ -137,21 +166,69 @@ def tower_of(architecture: str) -> Tower:
     )
 
 
+def tower_shapes(tower: Tower) -> dict[str, tuple[int, ...]]:
+    """The tensors of a visual tower: shapes by open_clip's names.
+
+    >>> tower_shapes(TINY)["transformer.resblocks.2.mlp.c_fc.weight"]
+    (256, 64)
+    """
+    width = tower.width
+
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+    def linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}weight": (outputs, inputs), f"{name}bias": (outputs,)}
+
+    num_positions = 1 + (tower.image_size // tower.patch_size) ** 2
+    shapes: dict[str, tuple[int, ...]] = {
+        "class_embedding": (width,),
+        "positional_embedding": (num_positions, width),
+        "conv1.weight": (width, 3, tower.patch_size, tower.patch_size),
+        "proj": (width, tower.output_width),
+        **norm("ln_pre"),
+        **norm("ln_post"),
+    }
+    for block in range(tower.num_blocks):
+        part = f"transformer.resblocks.{block}"
+        shapes |= norm(f"{part}.ln_1") | norm(f"{part}.ln_2")
+        shapes |= linear(f"{part}.attn.in_proj_", 3 * width, width)
+        shapes |= linear(f"{part}.attn.out_proj.", width, width)
+        shapes |= linear(f"{part}.mlp.c_fc.", tower.mlp_width, width)
+        shapes |= linear(f"{part}.mlp.c_proj.", width, tower.mlp_width)
+    return shapes
+
+
+def check_state(tower: Tower, state: Mapping[str, Tensor], *, source: str) -> None:
+    """`WeightsError` unless `state` holds the tower's tensors, all and no others, in their shapes.
+
+    `source` names the weights in the error.
+    """
+    wanted = tower_shapes(tower)
+    wrong = [f"it lacks {name}" for name in sorted(wanted.keys() - state.keys())]
+    wrong += [f"it has {name}" for name in sorted(state.keys() - wanted.keys())]
+    wrong += [
+        f"{name} has the shape {tuple(state[name].shape)}, not {shape}"
+        for name, shape in wanted.items()
+        if name in state and tuple(state[name].shape) != shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise WeightsError(
+            f"The weights in {source} are not those of {tower.architecture}: {'; '.join(wrong[:3])}{more}. "
+            "Name their architecture, as in weights.safetensors@ViT-L-14-quickgelu."
+        )
+
+
 def build_tower(tower: Tower, state: dict[str, Tensor], *, source: str) -> nn.Module:
     """open_clip's visual tower with the weights of `state`, every tensor of which must find its place.
 
     `source` names the weights in the error, a `WeightsError` that says which tensors do not fit.
     """
+    check_state(tower, state, source=source)
     with torch.device("meta"):  # no time for random weights that are replaced at once
         module = _empty_tower(tower)
-    try:
-        module.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise WeightsError(
-            f"The weights in {source} are not those of {tower.architecture}: {reason[:400]}. Name their "
-            "architecture, as in weights.safetensors@ViT-L-14-quickgelu."
-        ) from error
+    module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -178,10 +255,8 @@ def tiny_state(seed: int = 0) -> dict[str, Tensor]:
     torch.Size([64, 32])
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in _empty_tower(TINY).state_dict().items()}
     state = {}
-    for name, shape in sorted(shapes.items()):
+    for name, shape in sorted(tower_shapes(TINY).items()):
         values = torch.randn(shape, generator=generator)
         if "ln_" in name:  # layer norms near the identity, as in a trained tower
             state[name] = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)

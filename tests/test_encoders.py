@@ -1,10 +1,20 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from causal_tune.encoders import ENCODERS, is_weights_path, resolve
 from causal_tune.errors import InvalidConfig, UnknownName, WeightsError
-from causal_tune.towers import TINY, infer_architecture, tiny_state, tower_of
+from causal_tune.towers import (
+    _TOWERS,
+    TINY,
+    _open_clips_tower,
+    infer_architecture,
+    tiny_state,
+    tower_of,
+    tower_shapes,
+)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -108,6 +118,21 @@ def shapes_of(architecture: str) -> dict[str, object]:
 
     with torch.device("meta"):
         return dict(_empty_tower(tower_of(architecture)).state_dict())
+
+
+@pytest.mark.parametrize("architecture", sorted(_TOWERS))
+def test_the_towers_with_short_names_are_open_clips(architecture: str) -> None:
+    if architecture != TINY.architecture:
+        assert tower_of(architecture) == _open_clips_tower(architecture)
+    theirs = {name: tuple(tensor.shape) for name, tensor in shapes_of(architecture).items()}  # type: ignore[attr-defined]
+    assert tower_shapes(tower_of(architecture)) == theirs
+
+
+def test_encoders_with_short_names_load_without_open_clip() -> None:
+    code = "import sys; from causal_tune.clip import load_encoder; load_encoder('tiny-random')"
+    code += "; from causal_tune.towers import tower_of; tower_of('ViT-L-14-quickgelu')"
+    code += "; sys.exit('open_clip' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

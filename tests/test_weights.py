@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from causal_tune import weights
 from causal_tune.errors import WeightsError
 from causal_tune.state_dicts import canonical_state, dequantised_onnx, read_state, state_sha256
-from causal_tune.towers import TINY, build_tower, tiny_state
+from causal_tune.towers import TINY, check_state, tiny_state
 from causal_tune.weights import fetch, is_fetched, load_state, weights_path, weights_sha256
 
 
@@ -174,8 +174,11 @@ def test_a_tensor_that_is_missing_or_too_many_is_named() -> None:
     state = tiny_state()
     del state["proj"]
     state["extra"] = torch.ones(1)
-    with pytest.raises(WeightsError, match=r'"proj".*"extra"'):
-        build_tower(TINY, state, source="a test")
+    with pytest.raises(WeightsError, match=r"lacks proj; it has extra"):
+        check_state(TINY, state, source="a test")
+    state = {**tiny_state(), "ln_pre.bias": torch.ones(65)}
+    with pytest.raises(WeightsError, match=r"ln_pre.bias has the shape \(65,\), not \(64,\)"):
+        check_state(TINY, state, source="a test")
 
 
 def test_an_encoder_that_was_not_fetched_says_how(tmp_path: Path) -> None:
