@@ -1,6 +1,7 @@
 """The encoder's forward pass against open_clip's own, and what a description promises."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from causal_tune.clip import (
 )
 from causal_tune.encoders import CLIP_MEAN, CLIP_STD
 from causal_tune.errors import InvalidConfig, WeightsError
+from causal_tune.processor import has_bfloat16
 from causal_tune.towers import TINY, Tower, build_tower, tiny_state, tower_of
 from causal_tune.weights import fetch, load_state
 
@@ -133,12 +135,10 @@ def test_the_same_batch_gives_the_same_bytes_in_another_process() -> None:
         "encoder = load_encoder('tiny-random', device='cpu', num_threads=1)\n"
         "print(hashlib.sha256(encoder.encode(crops)['proj'].tobytes()).hexdigest())\n"
     )
-    outputs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
-    assert len(outputs) == 1
-    assert len(outputs.pop().strip()) == 64
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    crops = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
+    mine = load_encoder("tiny-random", device="cpu", num_threads=2).encode(crops)["proj"]
+    assert other.strip() == hashlib.sha256(mine.tobytes()).hexdigest()
 
 
 def test_an_encoder_leaves_the_global_random_state_alone() -> None:
@@ -393,8 +393,10 @@ def test_bfloat16_features_of_photographs_are_those_of_float32(
     photographs: np.ndarray, real_features: dict[str, np.ndarray]
 ) -> None:
     encoder = load_encoder("vit-b-16-int8", layers=REAL_LAYERS, dtype="bfloat16", device="cpu")
-    found = encoder.encode(photographs.reshape(-1, 224, 224, 3))
+    crops = photographs.reshape(-1, 224, 224, 3)
+    rows = slice(None, None, 1 if has_bfloat16(torch.device("cpu")) else 4)  # without it, it is emulated
+    found = encoder.encode(crops[rows])
     for layer in REAL_LAYERS:
-        similarity = cosine(found[layer], real_features[layer])
+        similarity = cosine(found[layer], real_features[layer][rows])
         assert similarity.mean() >= 0.999, layer
         assert similarity.min() >= 0.995, layer

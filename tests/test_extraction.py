@@ -58,16 +58,11 @@ def test_a_second_run_does_nothing(index: pa.Table, undisturbed: FeatureStore) -
     assert {path: path.stat().st_mtime_ns for path in undisturbed.path.glob("shards/*")} == before
 
 
-def test_two_actors_write_the_same_bytes(index: pa.Table, undisturbed: FeatureStore, tmp_path: Path) -> None:
-    two = extract(index, encoder="tiny-random", workspace=tmp_path, num_actors=2)
-    assert contents(two.store) == contents(undisturbed)
-
-
-def test_the_batch_size_does_not_change_the_features(
+def test_two_actors_and_other_batches_write_the_same_bytes(
     index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:
-    one = extract(index, encoder="tiny-random", workspace=tmp_path, batch_size=1).store
-    assert contents(one) == contents(undisturbed)
+    two = extract(index, encoder="tiny-random", workspace=tmp_path, num_actors=2, batch_size=7)
+    assert contents(two.store) == contents(undisturbed)
 
 
 def test_a_lost_shard_is_made_again_and_only_that(

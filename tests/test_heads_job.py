@@ -44,14 +44,15 @@ def test_a_head_without_a_result_is_a_row_that_says_so(finished):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_all_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
+def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
+    heads = {"causal", "linear", "svm"}
     words = ["--images", finished.images, "--layout", "csv", "--encoder", "tiny-random", "--trials", 2]
     words += ["--study", "all", "--train-generator", "alpha", "--val-generators", "beta"]
-    words += ["--workspace", finished.workspace]
+    words += ["--workspace", finished.workspace, "--heads", ",".join(sorted(heads))]
     first = run(*words, "--json")
     assert first.exit_code == 0, first.output
     document = json.loads(first.stdout)
-    assert document["heads"].keys() == HEADS.keys()
+    assert document["heads"].keys() == heads
     assert document["test_generators"] == ["gamma"]
     for head, summary in document["heads"].items():
         assert summary["num_trials"] == 2
@@ -60,7 +61,7 @@ def test_all_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
         assert summary["config"]["head"] == head
     assert json.loads(run(*words, "--json").stdout) == document
     shown = run(*words)
-    assert all(head in shown.output for head in HEADS)
+    assert all(head in shown.output for head in heads)
     assert "differences of a few points are noise" in " ".join(shown.output.split())
 
 
