@@ -11,8 +11,9 @@ A score is the head's probability that an image is generated. Nothing in the fol
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
 from causal_tune.clip import ClipEncoder, describe_encoder, load_encoder
-from causal_tune.errors import CausalTuneError, DetectorError, UnreadableImage
+from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnreadableImage
 from causal_tune.heads import load_head
-from causal_tune.images.decode import PREPROCESSING, read_crop
+from causal_tune.images.decode import read_crop
+from causal_tune.images.isolated import isolated
+from causal_tune.images.preprocessing import Preprocessing
 
 __all__ = ["DETECTOR_FORMAT", "Detector", "Scored", "load_detector"]
 
@@ -73,6 +76,17 @@ class Detector:
         """`generated` or `real`, by the detector's threshold."""
         return str(self.description["labels"]["1" if score >= self.threshold else "0"])
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the training images went through; `DetectorError` where this release cannot do it."""
+        try:
+            return Preprocessing.parse(self.description["preprocessing"])
+        except InvalidConfig as error:
+            version = self.description["provenance"]["versions"]["causal-tune"]
+            raise DetectorError(
+                f"The detector {self.name} was exported by causal-tune {version} and cannot be used here: {error}"
+            ) from error
+
     def encoder(self) -> ClipEncoder:
         """The encoder, loaded once; `DetectorError` where its weights are not those of the training."""
         if self._encoder is None:
@@ -85,43 +99,33 @@ class Detector:
                     f"{wanted['weights_sha256'][:12]}; the weights found here are {found.weights_sha256[:12]}. "
                     f"Bring the right ones with `causal-tune fetch {wanted['name']}`."
                 )
-            if self.description["preprocessing"] != PREPROCESSING:
-                raise DetectorError(
-                    f"The detector {self.name} expects preprocessing {self.description['preprocessing']}; this "
-                    f"release does {PREPROCESSING}. Install the release that exported it "
-                    f"({self.description['provenance']['versions']['causal-tune']})."
-                )
             self._encoder = load_encoder(wanted["name"], layers=(self.layer,))
         return self._encoder
 
     def score_images(self, paths: Iterable[Path], *, batch_size: int = 64) -> Iterator[Scored]:
         """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
-        encoder = self.encoder()
+        preprocessing, encoder = self.preprocessing, self.encoder()
         remaining = iter(paths)
-        with ThreadPoolExecutor(max_workers=2) as readers:
-            ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
-            while ahead:
-                batch: list[tuple[Path, NDArray[np.uint8] | str]] = [
-                    (path, future.result()) for path, future in ahead
-                ]
-                ahead = [(path, readers.submit(_read, path)) for path in islice(remaining, batch_size)]
-                crops = [crop for _, crop in batch if not isinstance(crop, str)]
+        with ThreadPoolExecutor(max_workers=1) as reader:  # it only waits: a child process decodes
+
+            def read_next() -> tuple[list[Path], Future[list[NDArray[np.uint8] | UnreadableImage]]]:
+                chosen = list(islice(remaining, batch_size))
+                calls = [(os.fspath(path), preprocessing) for path in chosen]
+                return chosen, reader.submit(lambda: list(isolated(read_crop, calls)))
+
+            chosen, ahead = read_next()
+            while chosen:
+                batch = list(zip(chosen, ahead.result(), strict=True))
+                chosen, ahead = read_next()
+                crops = [crop for _, crop in batch if not isinstance(crop, UnreadableImage)]
                 values = self.score_features(encoder.encode(np.stack(crops))[self.layer]) if crops else None
                 scores: Iterator[float] = iter(() if values is None else values.tolist())
                 for path, crop in batch:
-                    if isinstance(crop, str):
-                        yield Scored(path=str(path), score=None, verdict=None, reason=crop)
+                    if isinstance(crop, UnreadableImage):
+                        yield Scored(path=str(path), score=None, verdict=None, reason=str(crop))
                     else:
                         score = next(scores)
                         yield Scored(path=str(path), score=score, verdict=self.verdict(score), reason=None)
-
-
-def _read(path: Path) -> NDArray[np.uint8] | str:
-    """The crop, or the reason why there is none."""
-    try:
-        return read_crop(path)
-    except UnreadableImage as error:
-        return str(error)
 
 
 def load_detector(path: Path | str) -> Detector:

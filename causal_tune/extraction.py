@@ -7,7 +7,6 @@ command makes only the shards whose files do not exist. A shard's images are enc
 batches whoever does it, so its bytes do not depend on the number of actors or on interruptions.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -35,8 +34,10 @@ from causal_tune.features import (
     shard_ranges,
     write_shard,
 )
-from causal_tune.images.decode import CROP_SIZE, PREPROCESSING, decode_crop, read_image_bytes
+from causal_tune.images.decode import read_indexed_crop
 from causal_tune.images.index import index_sha256
+from causal_tune.images.isolated import isolated
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.lock import owned
 
 __all__ = ["ActorPlan", "Extraction", "Progress", "decode_shard", "extract", "plan_actors"]
@@ -73,33 +74,35 @@ class Extraction:
     elapsed_s: float
 
 
-def decode_shard(task: dict[str, Any]) -> dict[str, Any]:
-    """Read and decode the images of one shard.
+def decode_shard(
+    task: dict[str, Any],
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
+    read: Callable[[str, str | None, Preprocessing], NDArray[np.uint8]] = read_indexed_crop,
+) -> dict[str, Any]:
+    """Read and decode the images of one shard, in a child process: a file that ends it costs one image.
 
     From {shard, rows} to {shard, rows, crops, quarantine}: `rows` are index rows as Arrow bytes, those
     that were read in the result; `crops` are theirs, uint8 [n, 224, 224, 3]; `quarantine` is the JSON of
-    the others' paths and reasons. An image whose bytes are not those that were indexed is quarantined:
-    its label may no longer hold.
+    the others' paths and reasons. `read` gives the crop of a path that still has the indexed sha256.
     """
     rows = _from_bytes(task["rows"])
+    paths = rows["path"].to_pylist()
+    calls = [
+        (path, sha256, preprocessing) for path, sha256 in zip(paths, rows["sha256"].to_pylist(), strict=True)
+    ]
+    crops = np.empty((len(calls), preprocessing.crop_size, preprocessing.crop_size, 3), dtype=np.uint8)
     kept: list[int] = []
-    crops: list[NDArray[np.uint8]] = []
     quarantine: list[dict[str, str]] = []
-    for position, row in enumerate(rows.select(["path", "sha256"]).to_pylist()):
-        try:
-            data = read_image_bytes(row["path"])
-            if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                raise UnreadableImage(
-                    "the file has changed since it was indexed; run `causal-tune index` again"
-                )
-            crops.append(decode_crop(data, CROP_SIZE))
+    for position, crop in enumerate(isolated(read, calls)):
+        if isinstance(crop, UnreadableImage):
+            quarantine.append({"path": paths[position], "reason": str(crop)})
+        else:
+            crops[len(kept)] = crop
             kept.append(position)
-        except UnreadableImage as error:
-            quarantine.append({"path": row["path"], "reason": str(error)})
     return {
         "shard": task["shard"],
         "rows": _to_bytes(rows.take(pa.array(kept, pa.int64()))),
-        "crops": np.stack(crops) if crops else np.empty((0, CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8),
+        "crops": crops[: len(kept)],
         "quarantine": json.dumps(quarantine),
     }
 
@@ -171,6 +174,7 @@ def extract(
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Extraction:
     """The features of every image of `index`, in the store that encoder, preprocessing and index name.
@@ -191,7 +195,7 @@ def extract(
     description = describe_encoder(encoder, layers=layers, dtype=dtype, device=device)
     spec = StoreSpec(
         encoder=asdict(description),
-        preprocessing=PREPROCESSING,
+        preprocessing=preprocessing.name,
         index_sha256=index_sha256(index),
         num_indexed=index.num_rows,
     )
@@ -235,6 +239,7 @@ def extract(
                     batch_size=batch_size,
                     num_actors=num_actors,
                     gpus_per_actor=gpus_per_actor,
+                    preprocessing=preprocessing,
                 ):
                     count(report)
                     num_encoded_now += report.num_stored
@@ -301,6 +306,7 @@ def _encode(
     batch_size: int,
     num_actors: int | None,
     gpus_per_actor: float,
+    preprocessing: Preprocessing,
 ) -> Iterable[ShardReport]:
     resources = ray.cluster_resources()
     plan = plan_actors(
@@ -316,7 +322,7 @@ def _encode(
     context.print_on_execution_start = False
     dataset = (
         ray.data.from_items(_tasks(index, pending), override_num_blocks=len(pending))
-        .map(decode_shard, num_cpus=_DECODE_CPUS)
+        .map(decode_shard, fn_kwargs={"preprocessing": preprocessing}, num_cpus=_DECODE_CPUS)
         .map(
             _ShardEncoder,
             fn_constructor_kwargs={

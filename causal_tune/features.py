@@ -61,7 +61,7 @@ class StoreSpec:
     encoder: Mapping[str, Any]
     """`EncoderDescription` as a dict: name, architecture, weights_sha256, mean, std, dtype, layers."""
     preprocessing: str
-    """Version tag of the decoding policy (`images.decode.PREPROCESSING`)."""
+    """What is done to an image before the encoder (`images.preprocessing.Preprocessing.name`)."""
     index_sha256: str
     """Content hash of the image index (`images.index.index_sha256`)."""
     num_indexed: int

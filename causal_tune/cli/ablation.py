@@ -25,6 +25,7 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
 from causal_tune.export import role_of
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import best, rank
@@ -442,6 +443,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
         dtype: str,
         num_actors: int | None,
         gpus_per_actor: float,
+        preprocessing: Preprocessing,
         study: str,
         seed: int,
         workspace: Path,
@@ -472,6 +474,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 dtype=dtype,
                 num_actors=num_actors,
                 gpus_per_actor=gpus_per_actor,
+                preprocessing=preprocessing,
                 address=options["address"],
                 check=lambda known: check_generators(
                     known,

@@ -34,6 +34,7 @@ def evaluate_command(
 ) -> None:
     """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
     loaded = load_detector(detector)
+    preprocessing = loaded.preprocessing
     loaded.encoder()  # refuses other weights before any image is read
     encoder = loaded.description["encoder"]
     done = run_extract(
@@ -42,6 +43,7 @@ def evaluate_command(
         workspace=workspace,
         layers=(loaded.layer,),
         address=address,
+        preprocessing=preprocessing,
     )
     rows = done.store.rows
     generator = np.asarray(rows["generator"].to_pylist(), dtype=object)

@@ -1,7 +1,9 @@
 """`extract`: the images of an index into the feature store."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
@@ -10,8 +12,15 @@ from causal_tune.cli.output import emit, err, json_option, names, out, progress_
 from causal_tune.errors import WorkFailed
 from causal_tune.extraction import Extraction, Progress, extract
 from causal_tune.images.index import read_index
+from causal_tune.images.preprocessing import SMALL_POLICIES, Preprocessing
 
-__all__ = ["describe_extraction", "extract_command", "run_extract", "show_quarantine"]
+__all__ = [
+    "describe_extraction",
+    "extract_command",
+    "preprocessing_options",
+    "run_extract",
+    "show_quarantine",
+]
 
 
 def run_extract(
@@ -25,6 +34,7 @@ def run_extract(
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
 ) -> Extraction:
     """`extraction.extract` with a progress bar."""
     with progress_bar(f"Encoding with {encoder}", index.num_rows, "images") as bar:
@@ -43,6 +53,7 @@ def run_extract(
             num_actors=num_actors,
             gpus_per_actor=gpus_per_actor,
             address=address,
+            preprocessing=preprocessing,
             on_progress=on_progress,
         )
 
@@ -56,6 +67,29 @@ def describe_extraction(done: Extraction) -> str:
             f"{text}; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s)."
         )
     return f"{text}; all were stored before, nothing was encoded."
+
+
+def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--small` and `--recompress`, given to the command as one `preprocessing`."""
+
+    @click.option(
+        "--small",
+        type=click.Choice(SMALL_POLICIES),
+        default=Preprocessing().small,
+        show_default=True,
+        help="What is done to images smaller than the crop. Zeros of `pad` tell small generators apart.",
+    )
+    @click.option(
+        "--recompress",
+        type=click.IntRange(1, 100),
+        metavar="QUALITY",
+        help="Bring every image to JPEG of this quality first, real and generated alike. [default: none]",
+    )
+    @functools.wraps(command)
+    def with_preprocessing(*, small: str, recompress: int | None, **options: Any) -> Any:
+        return command(preprocessing=Preprocessing(small=small, recompress=recompress), **options)
+
+    return with_preprocessing
 
 
 @click.command(
@@ -82,6 +116,7 @@ def describe_extraction(done: Extraction) -> str:
     "--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a fraction."
 )
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
+@preprocessing_options
 @workspace_option
 @json_option
 def extract_command(
@@ -93,6 +128,7 @@ def extract_command(
     num_actors: int | None,
     gpus_per_actor: float,
     address: str | None,
+    preprocessing: Preprocessing,
     workspace: Path,
     as_json: bool,
 ) -> None:
@@ -107,9 +143,11 @@ def extract_command(
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
+        preprocessing=preprocessing,
     )
     document = {
         "store": str(done.store.path),
+        "preprocessing": preprocessing.name,
         "num_indexed": done.num_indexed,
         "num_stored": done.num_stored,
         "num_quarantined": done.num_quarantined,

@@ -22,6 +22,7 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.heads import HEADS
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.registry import look_up
 from causal_tune.selection import rank
 from causal_tune.study.run import StudyResult
@@ -143,6 +144,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
         dtype: str,
         num_actors: int | None,
         gpus_per_actor: float,
+        preprocessing: Preprocessing,
         study: str,
         space: str | None,
         workspace: Path,
@@ -170,6 +172,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 dtype=dtype,
                 num_actors=num_actors,
                 gpus_per_actor=gpus_per_actor,
+                preprocessing=preprocessing,
                 address=options["address"],
                 check=lambda known: check_roles(roles_of(options), known, "the index"),
             )

@@ -7,7 +7,12 @@ from typing import Any
 import click
 
 from causal_tune.cli.data import counts_table, make_index
-from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.extract import (
+    describe_extraction,
+    preprocessing_options,
+    run_extract,
+    show_quarantine,
+)
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -24,6 +29,7 @@ from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.layouts import LAYOUTS
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import check_roles, study_path
 
@@ -42,6 +48,7 @@ def encode_images(
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> Extraction:
     """Index and extract, telling on stderr what is there; every step continues what an earlier run left.
@@ -62,6 +69,7 @@ def encode_images(
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
+        preprocessing=preprocessing,
     )
     err.print(describe_extraction(done))
     show_quarantine(done)
@@ -91,6 +99,7 @@ def run_job(
     dtype: str = "auto",
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     next_steps: Mapping[str, str] | None = None,
     **study_settings: Any,
 ) -> None:
@@ -108,6 +117,7 @@ def run_job(
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
+        preprocessing=preprocessing,
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
     result, ui_command = run_tune(
@@ -169,6 +179,7 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
     """The options of the jobs that say which images are encoded, and how."""
 
     def decorate(command: Any) -> Any:
+        command = preprocessing_options(command)
         for option in reversed(
             [
                 click.option(

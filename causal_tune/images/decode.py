@@ -1,82 +1,84 @@
 """From the bytes of an image file to the uint8 crop that an encoder sees.
 
-The policy, named by `PREPROCESSING` (a change of any rule below changes that name, and with it the
-fingerprint of every feature store):
+The rules, whose version is in `Preprocessing.name` (a change of any crop is another version, and with it
+another fingerprint of every feature store):
 
 - **Crop.** The centre 224 x 224 pixels at native resolution, offsets `round((side - 224) / 2)` with
   halves to even, as torchvision's `CenterCrop` computes them. The field crops and does not resize:
   resampling destroys the traces that detectors look for.
-- **Small images.** Where the shorter side is below 224 the image is resized first (bicubic with
-  antialias, the shorter side to 224, the longer one in proportion), then cropped. Zero padding, which
-  bare centre crops use, would give every 128-pixel generator a black frame that tells it apart.
-- **Orientation** in EXIF (or XMP, where EXIF has none) is applied: it says where the pixels are.
+- **Small images**, where the shorter side is below 224, by `Preprocessing.small`:
+  `resize` (default): resized first (bicubic with antialias, the shorter side to 224, the longer one in
+  proportion), then cropped. `pad`: zeros around, as torchvision's `CenterCrop` and so the published
+  detectors do; it gives every 128-pixel generator a black frame that tells it apart. `reflect`: the image
+  mirrored at its edges without repeating them (a side of one pixel is repeated).
+- **Recompression**, where `Preprocessing.recompress` asks for it: the whole upright image to JPEG of that
+  quality by Pillow, baseline, chroma 4:2:0, standard Huffman tables, and back, before anything above.
+  The bytes, and so the pixels, are those of the installed Pillow and libjpeg-turbo.
+- **Orientation** in EXIF (or XMP, where EXIF has none; in AVIF and HEIF the file's own turns) is applied:
+  it says where the pixels are.
 - **Alpha** (RGBA, LA, a palette or colour key with transparency) is composited over white.
-- **16-bit** channels keep their high byte: scaled, not clipped.
+- **16-bit** channels keep their high byte: scaled, not clipped. AVIF and HEIF of 10 or 12 bits are
+  brought to 8 by their decoders.
 - **Float and 32-bit integer** pixels declare no range: values within [0, 1] (float) are multiplied by
   255, within [0, 255] kept, within [0, 65535] divided by 257; anything else is unreadable.
-- **CMYK, YCbCr, Lab** are converted by Pillow's formulas.
+- **CMYK, YCbCr, Lab** are converted by Pillow's formulas; CMYK in JPEG is taken as inverted, as Adobe
+  writes it and all readers assume, whether or not Adobe's marker is there.
 - **ICC profiles and gamma chunks are ignored**, as in all published detectors: equal pixels give equal
   crops whatever the metadata (orientation excepted), and no colour engine's version enters the features.
-- **Animations** (GIF, WebP, APNG, MPO, several TIFF pages): the first frame.
+  Text and profiles of a PNG that unpack to more than Pillow takes are skipped, not unpacked.
+- **Animations** (GIF, WebP, APNG, AVIF, HEIF, MPO, several TIFF pages): the first frame.
 - **Damaged or truncated files are unreadable**, never padded with grey: grey tails are a cue. A file
   that lacks only bytes behind its last pixel (PNG's end marker) is complete. What is not seen: a
   progressive JPEG that was cut and then closed again with an end marker by other software.
-- **Limits**: `MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded.
+- **Limits**: `MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded. What a decoder
+  does in spite of them, `causal_tune.images.isolated` contains.
 
-Only `FORMATS` are decoded, told apart by content, not by the file's name. No global state of Pillow is
-read or changed, except that `LOAD_TRUNCATED_IMAGES` must be off; all functions are thread-safe.
+Only `FORMATS` are decoded, told apart by content, not by the file's name. Pixels of lossy formats are those
+of the installed Pillow and its libraries. No global state of Pillow is read or changed, except that
+`LOAD_TRUNCATED_IMAGES` must be off; all functions are thread-safe.
 """
 
+import hashlib
 import io
 import os
-import re
-import stat
 import struct
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import (
-    BmpImagePlugin,  # noqa: F401  each plugin enters its format into Image.OPEN
-    ExifTags,
-    GifImagePlugin,  # noqa: F401
-    Image,
-    ImageFile,
-    JpegImagePlugin,  # noqa: F401
-    MpoImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import ExifTags, Image, ImageFile
 
-from causal_tune.errors import InvalidConfig, UnreadableImage
+from causal_tune.errors import UnreadableImage
+from causal_tune.images.headers import (
+    FORMATS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    check_pixels,
+    exceeds_text_limit,
+    open_image,
+    read_image_bytes,
+    truncated,
+    unreadable,
+    without_text,
+)
+from causal_tune.images.preprocessing import CROP_SIZE, Preprocessing
 
 __all__ = [
     "CROP_SIZE",
     "FORMATS",
     "MAX_BYTES",
     "MAX_PIXELS",
-    "PREPROCESSING",
+    "Preprocessing",
+    "crop",
     "decode_crop",
+    "decode_upright",
     "open_image",
     "read_crop",
     "read_image_bytes",
+    "read_indexed_crop",
+    "recompress",
 ]
 
-CROP_SIZE = 224
-"""Side of the square crop, in pixels: what CLIP ViT-B/16 and ViT-L/14 take."""
-
-PREPROCESSING = "center-crop-224/v1"
-"""Name and version of the policy above; part of a store's fingerprint."""
-
-MAX_PIXELS = 100_000_000
-"""Width x height above which an image is not decoded."""
-
-MAX_BYTES = 512 * 2**20
-"""File size above which an image is not read."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-"""Formats that are decoded, by Pillow's names."""
+_DEFAULT = Preprocessing()
 
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,45 +91,39 @@ _TRANSPOSES = {
 }
 """EXIF orientation -> what brings the stored pixels upright."""
 
-_MAX_REASON = 160
+_MAX_JPEG_SIDE = 65_500  # libjpeg's JPEG_MAX_DIMENSION
+
+_NUMPY_PADDING = {"pad": "constant", "reflect": "reflect"}
 
 
-def read_crop(path: str | os.PathLike[str], size: int = CROP_SIZE) -> npt.NDArray[np.uint8]:
+def read_crop(path: str | os.PathLike[str], preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
     """The crop of an image file; see `decode_crop`.
 
     >>> read_crop("missing.png")
     Traceback (most recent call last):
     causal_tune.errors.UnreadableImage: no such file
     """
-    return decode_crop(read_image_bytes(path), size)
+    return decode_crop(read_image_bytes(path), preprocessing)
 
 
-def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; UnreadableImage says why not."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  one call tells kind and size; Path has no such call
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableImage("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait for ever
-            raise UnreadableImage("not a regular file")
-        _check_num_bytes(status.st_size)
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        link = Path(path).is_symlink()
-        raise UnreadableImage("broken symbolic link" if link else "no such file") from None
-    except PermissionError:
-        raise UnreadableImage("permission denied") from None
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
-    except UnreadableImage:
-        raise
-    except ValueError as error:  # a null character in the path
-        raise UnreadableImage(f"not a path: {error}") from None
+def read_indexed_crop(
+    path: str, sha256: str | None, preprocessing: Preprocessing = _DEFAULT
+) -> npt.NDArray[np.uint8]:
+    """The crop of a file that still holds the bytes that were indexed.
+
+    `sha256` is the index's, None where the file could not be read then. `UnreadableImage` where the file
+    holds others now: its label may no longer hold.
+    """
+    data = read_image_bytes(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UnreadableImage("the file has changed since it was indexed; run `causal-tune index` again")
+    return decode_crop(data, preprocessing)
 
 
-def decode_crop(data: bytes, size: int = CROP_SIZE) -> npt.NDArray[np.uint8]:
-    """The centre crop of an encoded image, uint8 [size, size, 3], RGB; the policy is the module's.
+def decode_crop(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
+    """The centre crop of an encoded image, uint8 [size, size, 3], RGB; the rules are the module's.
 
+    Equal to `crop(decode_upright(data), preprocessing)`, and faster where only the crop is needed.
     Raises `UnreadableImage`, whose text is a short reason, for whatever cannot be decoded completely.
 
     >>> buffer = io.BytesIO()
@@ -136,60 +132,106 @@ def decode_crop(data: bytes, size: int = CROP_SIZE) -> npt.NDArray[np.uint8]:
     (224, 224, 3)
     >>> decode_crop(b"hello")
     Traceback (most recent call last):
-    causal_tune.errors.UnreadableImage: not a JPEG, PNG, WEBP, BMP, TIFF or GIF image: begins with b'hello'
+    causal_tune.errors.UnreadableImage: not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF image: begins with b'hello'
     """
-    image = open_image(data)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(_too_many_pixels(width * height, f" ({width} x {height})"))
+    image = _loaded(data)
     try:
-        image.load()
+        if preprocessing.recompress is None and min(image.size) >= preprocessing.crop_size:
+            return _crop_first(image, preprocessing.crop_size)
+        return crop(_upright(image), preprocessing)
+    except Exception as error:  # whatever a conversion raises on odd data becomes the reason
+        raise unreadable(image.format, data, error) from error
+
+
+def decode_upright(data: bytes) -> Image.Image:
+    """All pixels of an encoded image, upright, in mode RGB; the rules are the module's, up to the crop.
+
+    Raises `UnreadableImage` for whatever cannot be decoded completely.
+
+    >>> buffer = io.BytesIO()
+    >>> exif = Image.Exif()
+    >>> exif[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    >>> Image.new("L", (300, 260)).save(buffer, "PNG", exif=exif)
+    >>> upright = decode_upright(buffer.getvalue())
+    >>> upright.mode, upright.size
+    ('RGB', (260, 300))
+    """
+    image = _loaded(data)
+    try:
+        return _upright(image)
+    except Exception as error:  # whatever a conversion raises on odd data becomes the reason
+        raise unreadable(image.format, data, error) from error
+
+
+def crop(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
+    """The crop of an upright RGB image, uint8 [size, size, 3], recompressed first where that is asked for.
+
+    >>> crop(Image.new("RGB", (300, 100), "white"), Preprocessing(small="pad"))[:, 0, 0].tolist().count(255)
+    100
+    """
+    size = preprocessing.crop_size
+    if preprocessing.recompress is not None:
+        image = recompress(image, preprocessing.recompress)
+    width, height = image.size
+    if min(width, height) < size and preprocessing.small == "resize":
+        return np.array(_resized_crop(image, size))
+    left, top = max(_offset(width, size), 0), max(_offset(height, size), 0)
+    pixels = np.array(image.crop((left, top, min(left + size, width), min(top + size, height))))
+    lacking = [size - side for side in pixels.shape[:2]]
+    if not any(lacking):
+        return pixels
+    # an odd one goes behind, as torchvision's CenterCrop has it
+    around = [(number // 2, number - number // 2) for number in lacking]
+    return np.pad(pixels, [*around, (0, 0)], mode=_NUMPY_PADDING[preprocessing.small])  # type: ignore[call-overload,no-any-return]
+
+
+def recompress(image: Image.Image, quality: int) -> Image.Image:
+    """An RGB image after JPEG of this quality (1 to 100): baseline, chroma 4:2:0, standard Huffman tables.
+
+    The pixels depend on the versions of Pillow and libjpeg-turbo. `UnreadableImage` for a side that JPEG
+    cannot hold.
+    """
+    if max(image.size) > _MAX_JPEG_SIDE:
+        raise UnreadableImage(
+            f"a side of {max(image.size):,} pixels cannot be recompressed: JPEG holds at most {_MAX_JPEG_SIDE:,}"
+        )
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality, subsampling="4:2:0", optimize=False, progressive=False)
+    result = open_image(buffer.getvalue())
+    result.load()
+    return result
+
+
+def _loaded(data: bytes) -> ImageFile.ImageFile:
+    """The image with all its pixels decoded, as stored."""
+    image = open_image(data)
+    check_pixels(image)
+    try:
+        try:
+            image.load()
+        except ValueError as error:
+            if image.format != "PNG" or not exceeds_text_limit(error):  # text behind the pixels
+                raise
+            image = open_image(without_text(data))
+            image.load()
         if image.format in ("JPEG", "MPO") and _ends_grey(image):
             _check_grey_end(image, data)
-        return _crop(image, size)
-    except UnreadableImage:
-        raise
     except Exception as error:  # whatever a decoder raises on damaged data becomes the reason
-        raise UnreadableImage(_reason(image.format, data, error)) from error
+        raise unreadable(image.format, data, error) from error
+    return image
 
 
-def open_image(data: bytes) -> ImageFile.ImageFile:
-    """The image with its header read and its pixels not: `size`, `mode`, `format` are known.
-
-    Not `Image.open`, which warns above Pillow's own pixel limit and names no width and height.
-    """
-    if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise InvalidConfig(
-            "Pillow's ImageFile.LOAD_TRUNCATED_IMAGES was switched on in this process, so truncated images "
-            "would be padded with grey instead of being refused. Set it back to False."
-        )
-    if not data:
-        raise UnreadableImage("empty file (0 bytes)")
-    _check_num_bytes(len(data))
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is not None and accept(data[:16]) is not True:
-            continue
-        try:
-            image = factory(io.BytesIO(data), "")
-        except Image.DecompressionBombError as error:  # WebP checks before its size can be asked for
-            found = re.search(r"\d+", str(error))
-            raise UnreadableImage(_too_many_pixels(int(found[0]) if found else None)) from error
-        except Exception as error:  # whatever a plugin raises on a damaged header becomes the reason
-            raise UnreadableImage(_reason(name, data, error)) from error
-        return image
-    names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    raise UnreadableImage(f"not a {names} image: begins with {data[:12]!r}")
+def _upright(image: Image.Image) -> Image.Image:
+    rgb = _to_rgb(_with_8_bits(image))
+    # TIFF is turned by Pillow while loading, which also removes the tag: nothing is turned twice.
+    transpose = _TRANSPOSES.get(_orientation(image))
+    return rgb if transpose is None else rgb.transpose(transpose)
 
 
-def _crop(image: ImageFile.ImageFile, size: int) -> npt.NDArray[np.uint8]:
+def _crop_first(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     """Crop first, then convert and turn: work on 224 x 224 pixels instead of on all."""
     transpose = _TRANSPOSES.get(_orientation(image))
-    # TIFF is turned by Pillow while loading, which also removes the tag: nothing is turned twice.
     pixels = _with_8_bits(image)
-    if min(image.size) < size:
-        upright = _to_rgb(pixels) if transpose is None else _to_rgb(pixels).transpose(transpose)
-        return np.array(_resized_crop(upright, size))
     width, height = image.size
     left, top = _offset(width, size), _offset(height, size)
     # Offsets are computed in the upright image. A turn reverses an axis of an odd difference, and
@@ -198,8 +240,8 @@ def _crop(image: ImageFile.ImageFile, size: int) -> npt.NDArray[np.uint8]:
         left = width - size - left
     if transpose in _REVERSES_Y:
         top = height - size - top
-    crop = _to_rgb(pixels.crop((left, top, left + size, top + size)))
-    return np.array(crop if transpose is None else crop.transpose(transpose))
+    cropped = _to_rgb(pixels.crop((left, top, left + size, top + size)))
+    return np.array(cropped if transpose is None else cropped.transpose(transpose))
 
 
 _T = Image.Transpose
@@ -287,33 +329,4 @@ def _check_grey_end(image: Image.Image, data: bytes) -> None:
     longer = open_image(data[:end] + b"\x5a\x31\x0f" * 64 + data[end:])
     longer.load()
     if longer.tobytes() != image.tobytes():
-        raise UnreadableImage(_truncated("JPEG", len(data)))
-
-
-def _check_num_bytes(num_bytes: int) -> None:
-    if num_bytes > MAX_BYTES:
-        raise UnreadableImage(f"{num_bytes:,} bytes exceed the limit of {MAX_BYTES:,}")
-
-
-def _too_many_pixels(num_pixels: int | None, sides: str = "") -> str:
-    found = "the pixels" if num_pixels is None else f"{num_pixels:,} pixels{sides}"
-    return f"{found} exceed the limit of {MAX_PIXELS:,}"
-
-
-def _truncated(name: str, num_bytes: int) -> str:
-    return f"truncated {name}: {num_bytes:,} bytes, the image data ends early"
-
-
-def _reason(name: str | None, data: bytes, error: Exception) -> str:
-    """One short line, the same for the same bytes."""
-    text = " ".join(str(error).split())
-    cut_webp = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if cut_webp or "truncated" in text.lower():
-        return _truncated(name or "image", len(data))
-    if isinstance(error, MemoryError):
-        return f"{name}: decoding needs more memory than there is"
-    if isinstance(error, (struct.error, IndexError, EOFError)):  # their texts speak of buffers and offsets
-        text = "a part of it is missing or too short"
-    if text == "not identified by this driver":  # Pillow's words for a header without pixels or mode
-        text = "its header names no pixels, or no known pixel mode"
-    return f"damaged {name}: {text or type(error).__name__}"[:_MAX_REASON]
+        raise truncated("JPEG", len(data))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from causal_tune.errors import UnreadableImage
-from causal_tune.images.decode import open_image, read_image_bytes
+from causal_tune.images.headers import open_image, read_image_bytes
 
 __all__ = ["FileFacts", "estimate_jpeg_quality", "read_facts"]
 
@@ -35,7 +35,7 @@ class FileFacts:
     """As stored, before EXIF orientation."""
     height: int | None = None
     format: str | None = None
-    """Pillow's name, from the content: JPEG, MPO, PNG, WEBP, BMP, TIFF, GIF."""
+    """Pillow's name, from the content: JPEG, MPO, PNG, WEBP, BMP, TIFF, GIF, AVIF, HEIF."""
     jpeg_quality: int | None = None
     """1-100, estimated; None for every other format."""
     mode: str | None = None

@@ -10,7 +10,9 @@ from causal_tune.errors import IndexingError
 
 __all__ = ["IMAGE_SUFFIXES", "ImageFolder", "Tree", "list_images"]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {*(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")}
+)
 """Last suffixes, in lower case, of the files that count as images."""
 
 

@@ -14,8 +14,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
-from causal_tune.images import decode
-from causal_tune.images.decode import decode_crop, open_image, read_crop
+from causal_tune.images import decode, headers
+from causal_tune.images.decode import Preprocessing, decode_crop, open_image, read_crop
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -110,7 +110,7 @@ def test_thin_long_image_needs_no_huge_intermediate():
 
 
 def test_crop_is_writable_contiguous_uint8_of_the_asked_size():
-    crop = decode_crop(encode(smooth(300, 300), "PNG"), 64)
+    crop = decode_crop(encode(smooth(300, 300), "PNG"), Preprocessing(crop_size=64))
     assert crop.shape == (64, 64, 3)
     assert crop.dtype == np.uint8
     assert crop.flags["C_CONTIGUOUS"]
@@ -216,7 +216,7 @@ def test_float_of_unknown_range_is_unreadable(value):
     assert "range is not known" in reason_of(encode(Image.fromarray(values), "TIFF"))
 
 
-@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF", "MPO", "AVIF"])
 def test_animations_give_their_first_frame(format):
     frames = [flat("RGB", "red"), flat("RGB", "blue")]
     options = {"lossless": True} if format == "WEBP" else {}
@@ -234,6 +234,7 @@ TRUNCATABLE = {
     "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}),
     "webp": ("WEBP", {}),
     "webp lossless": ("WEBP", {"lossless": True}),
+    "avif": ("AVIF", {}),
 }
 
 
@@ -279,7 +280,7 @@ def test_sound_jpeg_that_ends_in_mid_grey_passes():
 def test_other_unreadable_bytes_have_short_reasons():
     assert reason_of(b"") == "empty file (0 bytes)"
     assert reason_of(b"hello world, I am text").startswith(
-        "not a JPEG, PNG, WEBP, BMP, TIFF or GIF image: begins"
+        "not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF image: begins"
     )
     assert reason_of(b"%!PS-Adobe-3.0 EPSF-3.0\n").startswith("not a JPEG")
     assert reason_of(b"BM and then text").startswith("damaged BMP")
@@ -289,8 +290,8 @@ def test_other_unreadable_bytes_have_short_reasons():
 
 
 def test_a_reason_is_one_bounded_line_whatever_the_decoder_says():
-    reason = decode._reason("PNG", b"x", OSError("long\nand longer " * 100))
-    assert is_short_line(reason)
+    reason = headers.unreadable("PNG", b"x", OSError("long\nand longer " * 100))
+    assert is_short_line(str(reason))
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -331,7 +332,7 @@ def test_image_without_pixels_is_refused():
 
 def test_bytes_limit(monkeypatch, tmp_path):
     data = encode(smooth(240, 240), "PNG")
-    monkeypatch.setattr(decode, "MAX_BYTES", 100)
+    monkeypatch.setattr(headers, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(data)
     for refuse in (lambda: decode_crop(data), lambda: read_crop(path)):
@@ -453,10 +454,6 @@ def test_one_wrong_byte_gives_a_crop_or_unreadable(kind, at, byte):
 def test_header_is_read_without_pixels():
     image = open_image(encode(smooth(300, 200), "PNG"))
     assert (image.size, image.mode, image.format) == ((300, 200), "RGB", "PNG")
-
-
-def test_preprocessing_names_the_crop_size():
-    assert decode.PREPROCESSING.startswith(f"center-crop-{decode.CROP_SIZE}/v")
 
 
 def test_a_missing_file_given_as_path_object():
