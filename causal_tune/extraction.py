@@ -1,46 +1,53 @@
 """Images into features, once: index rows -> crops -> CLIP -> shards. The only door to Ray Data.
 
-Reading and decoding run as tasks, CLIP as a pool of actors; between them pass uint8 crops. The unit
-of work is one shard of the store (`features.shard_ranges`): an actor writes it under a temporary
-name and renames it, so a killed run loses at most one shard an actor, and the next run of the same
-command makes only the shards whose files do not exist. A shard's images are encoded in the same
-batches whoever does it, so its bytes do not depend on the number of actors or on interruptions.
+Reading and decoding run as tasks, CLIP as a pool of actors; between them pass uint8 crops. The unit of work
+is a piece of a shard (`features.pieces`): an actor writes it under a temporary name and renames it, so a
+killed run loses at most one piece an actor, and the next run of the same command makes only the pieces whose
+files do not exist. What one store holds of an image, another with the same encoder and preprocessing takes
+from there. An image's features are a function of the image, so a store's bytes depend neither on the number
+of actors nor on interruptions nor on where they were taken from.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
 
 from causal_tune import cluster
 from causal_tune.clip import describe_encoder, load_encoder
-from causal_tune.errors import InvalidConfig, UnreadableImage
+from causal_tune.errors import InvalidConfig
 from causal_tune.features import (
     FeatureStore,
-    ShardReport,
+    KnownFeatures,
     StoreSpec,
     finish_store,
+    merge_pieces,
+    piece_path,
+    pieces,
+    read_shard,
     read_shard_report,
     shard_path,
-    shard_ranges,
+    shard_paths,
+    stores_of_the_same_features,
     write_shard,
 )
-from causal_tune.images.decode import read_indexed_crop
 from causal_tune.images.index import index_sha256
-from causal_tune.images.isolated import isolated
+from causal_tune.images.pieces import decode_piece, rows_from_bytes, rows_to_bytes
 from causal_tune.images.preprocessing import Preprocessing
+from causal_tune.images.views import CLEAN, view_applies
 from causal_tune.lock import owned
 
-__all__ = ["ActorPlan", "Extraction", "Progress", "decode_shard", "extract", "plan_actors"]
+__all__ = ["ActorPlan", "Extraction", "Progress", "extract", "plan_actors"]
 
 
 _DECODE_CPUS = 0.5
@@ -57,9 +64,9 @@ class Progress:
     num_stored: int
     num_quarantined: int
     num_encoded_now: int
-    """Images that this run encoded; the others were stored by an earlier run."""
+    """Crops that this run encoded, all views together; the others were stored by an earlier run."""
     elapsed_s: float
-    """Since the first shard of this run could begin, model loading included."""
+    """Since the first piece of this run could begin, model loading included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,55 +78,14 @@ class Extraction:
     num_stored: int
     num_quarantined: int
     num_encoded_now: int
+    """Crops that this run encoded, all views together."""
+    num_taken: int
+    """Features that this run took from where the same image was encoded before, all views together."""
     elapsed_s: float
 
 
-def decode_shard(
-    task: dict[str, Any],
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
-    read: Callable[[str, str | None, Preprocessing], NDArray[np.uint8]] = read_indexed_crop,
-) -> dict[str, Any]:
-    """Read and decode the images of one shard, in a child process: a file that ends it costs one image.
-
-    From {shard, rows} to {shard, rows, crops, quarantine}: `rows` are index rows as Arrow bytes, those
-    that were read in the result; `crops` are theirs, uint8 [n, 224, 224, 3]; `quarantine` is the JSON of
-    the others' paths and reasons. `read` gives the crop of a path that still has the indexed sha256.
-    """
-    rows = _from_bytes(task["rows"])
-    paths = rows["path"].to_pylist()
-    calls = [
-        (path, sha256, preprocessing) for path, sha256 in zip(paths, rows["sha256"].to_pylist(), strict=True)
-    ]
-    crops = np.empty((len(calls), preprocessing.crop_size, preprocessing.crop_size, 3), dtype=np.uint8)
-    kept: list[int] = []
-    quarantine: list[dict[str, str]] = []
-    for position, crop in enumerate(isolated(read, calls)):
-        if isinstance(crop, UnreadableImage):
-            quarantine.append({"path": paths[position], "reason": str(crop)})
-        else:
-            crops[len(kept)] = crop
-            kept.append(position)
-    return {
-        "shard": task["shard"],
-        "rows": _to_bytes(rows.take(pa.array(kept, pa.int64()))),
-        "crops": crops[: len(kept)],
-        "quarantine": json.dumps(quarantine),
-    }
-
-
-def _to_bytes(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    return bytes(sink.getvalue())
-
-
-def _from_bytes(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()
-
-
-class _ShardEncoder:
-    """One actor: an encoder that turns decoded shards into shard files."""
+class _PieceEncoder:
+    """One actor: an encoder that turns decoded pieces into files."""
 
     def __init__(
         self,
@@ -128,39 +94,51 @@ class _ShardEncoder:
         dtype: str,
         num_threads: int,
         batch_size: int,
-        store_path: Path,
     ) -> None:
         self.encoder = load_encoder(encoder, layers=layers, dtype=dtype, num_threads=num_threads)
         self.batch_size = batch_size
-        self.store_path = store_path
 
-    def __call__(self, task: dict[str, Any]) -> dict[str, Any]:
-        crops = task["crops"]
+    def __call__(self, decoded: dict[str, Any]) -> dict[str, Any]:
+        views = json.loads(decoded["views"])
+        rows = rows_from_bytes(decoded["rows"])
+        encoded = self._encode(decoded["crops"])
+        begin, num_taken = 0, 0
+        for view in views:
+            sources = view["sources"]
+            new = [place for place, source in enumerate(sources) if source is None]
+            taken = [place for place, source in enumerate(sources) if source is not None]
+            features = {}
+            for layer, values in encoded.items():
+                features[layer] = np.empty((len(sources), values.shape[1]), dtype=np.float32)
+                features[layer][new] = values[begin : begin + len(new)]
+            begin, num_taken = begin + len(new), num_taken + len(taken)
+            columns: dict[str, list[str]] = {
+                "operation": view["operations"],
+                "parameters": view["parameters"],
+            }
+            for place in taken:
+                path, position = sources[place]
+                batch, _ = read_shard(Path(path))
+                for layer, values in features.items():
+                    values[place] = batch.column(layer)[position].to_numpy()
+                if view["name"] != CLEAN:
+                    for name, column in columns.items():
+                        column[place] = batch.column(name)[position].as_py()
+            table = rows.take(pa.array(view["kept"], pa.int64()))
+            if view["name"] != CLEAN:
+                for name, column in columns.items():
+                    table = table.append_column(name, pa.array(column, pa.string()))
+            write_shard(Path(view["path"]), table, features, view["quarantine"])
+        return {"piece": decoded["piece"], "num_encoded": len(decoded["crops"]), "num_taken": num_taken}
+
+    def _encode(self, crops: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         features: dict[str, list[NDArray[np.float32]]] = {
             layer: [np.empty((0, width), dtype=np.float32)] for layer, width in self.encoder.widths.items()
         }
         for start in range(0, len(crops), self.batch_size):
             for layer, values in self.encoder.encode(crops[start : start + self.batch_size]).items():
                 features[layer].append(values)
-        report = write_shard(
-            self.store_path,
-            int(task["shard"]),
-            _from_bytes(task["rows"]),
-            {layer: np.concatenate(values) for layer, values in features.items()},
-            json.loads(task["quarantine"]),
-        )
-        return asdict(report)
-
-
-def _tasks(index: pa.Table, pending: Iterable[int]) -> list[dict[str, Any]]:
-    ranges = shard_ranges(index.num_rows)
-    numbered = index.append_column(
-        "row", pa.array(range(index.num_rows), pa.int64())
-    ).replace_schema_metadata()
-    return [
-        {"shard": shard, "rows": _to_bytes(numbered.slice(ranges[shard].start, len(ranges[shard])))}
-        for shard in pending
-    ]
+        return {layer: np.concatenate(values) for layer, values in features.items()}
 
 
 def extract(
@@ -169,19 +147,21 @@ def extract(
     encoder: str,
     workspace: Path,
     layers: Sequence[str] = ("proj",),
+    views: Sequence[str] = (),
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     dtype: str = "auto",
     batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Extraction:
     """The features of every image of `index`, in the store that encoder, preprocessing and index name.
 
-    Shards that exist are kept. `num_actors` defaults to one for eight cores, or one a GPU share;
-    on CPUs each actor computes on its share of the cores and is booked as one, which leaves Ray the
-    CPUs that reading and decoding need. `batch_size` images go to an encoder at once.
+    What exists is kept. `views` (`images.views`) are made beside the clean one, of the images that they
+    apply to; they may be asked for later. `num_actors` defaults to one for eight cores, or one a GPU share;
+    on CPUs each actor computes on its share of the cores and is booked as one, which leaves Ray the CPUs
+    that reading and decoding need. `batch_size` images go to an encoder at once.
 
     Raises `InvalidConfig` for sizes out of range, `WeightsError` or `UnknownName` for the encoder,
     `StoreError` where a shard on disk is damaged or another extraction is writing this store.
@@ -200,59 +180,206 @@ def extract(
         num_indexed=index.num_rows,
     )
     store_path = (workspace / "stores" / spec.fingerprint).absolute()
-    shards = range(len(shard_ranges(index.num_rows)))
+    work = _Work(index, store_path, (CLEAN, *views), preprocessing)
     begin = time.monotonic()
-    num_stored = num_quarantined = num_encoded_now = 0
+    num_encoded = num_taken = 0
 
     def tell() -> None:
         if on_progress:
             on_progress(
                 Progress(
                     num_indexed=index.num_rows,
-                    num_stored=num_stored,
-                    num_quarantined=num_quarantined,
-                    num_encoded_now=num_encoded_now,
+                    num_stored=work.num_stored,
+                    num_quarantined=work.num_quarantined,
+                    num_encoded_now=num_encoded,
                     elapsed_s=time.monotonic() - begin,
                 )
             )
 
-    def count(report: ShardReport) -> None:
-        nonlocal num_stored, num_quarantined
-        num_stored += report.num_stored
-        num_quarantined += report.num_quarantined
-
     with owned(store_path, "extraction"):
-        done = [shard for shard in shards if shard_path(store_path, shard).exists()]
-        pending = sorted(set(shards).difference(done))
-        for shard in done:
-            count(read_shard_report(store_path, shard))
-        tell()
-        if pending:
-            with cluster.connected(address):
-                for report in _encode(
-                    index,
-                    pending,
-                    store_path=store_path,
-                    encoder=encoder,
-                    layers=layers,
-                    dtype=description.dtype,
-                    batch_size=batch_size,
-                    num_actors=num_actors,
-                    gpus_per_actor=gpus_per_actor,
-                    preprocessing=preprocessing,
-                ):
-                    count(report)
-                    num_encoded_now += report.num_stored
-                    tell()
-        store = finish_store(store_path, spec)
+        store = work.finished_store()
+        if store is None:
+            work.find_done()
+            tell()
+            siblings = stores_of_the_same_features(workspace, spec) if work.pending else []
+            while work.pending:
+                tasks = work.next_tasks(siblings)
+                with cluster.connected(address):
+                    for done in _encode(
+                        tasks,
+                        encoder=encoder,
+                        layers=layers,
+                        dtype=description.dtype,
+                        batch_size=batch_size,
+                        num_actors=num_actors,
+                        gpus_per_actor=gpus_per_actor,
+                    ):
+                        work.take(int(done["piece"]))
+                        num_encoded += int(done["num_encoded"])
+                        num_taken += int(done["num_taken"])
+                        tell()
+            store = finish_store(store_path, spec, views)
     return Extraction(
         store=store,
         num_indexed=index.num_rows,
-        num_stored=num_stored,
-        num_quarantined=num_quarantined,
-        num_encoded_now=num_encoded_now,
+        num_stored=store.num_images,
+        num_quarantined=store.num_quarantined,
+        num_encoded_now=num_encoded,
+        num_taken=num_taken,
         elapsed_s=time.monotonic() - begin,
     )
+
+
+class _Work:
+    """Which pieces of a store there are, which are done, and what the others are made of."""
+
+    def __init__(
+        self, index: pa.Table, store_path: Path, views: Sequence[str], preprocessing: Preprocessing
+    ) -> None:
+        self.index = index
+        self.store_path = store_path
+        self.views = tuple(dict.fromkeys(views))
+        self.preprocessing = preprocessing
+        self.pieces = pieces(index.num_rows)
+        self.pending: set[int] = set()
+        """Places in `pieces` of those that lack a view."""
+        self._uncounted: set[int] = set()
+        self._parts: list[list[int]] = []
+        """Places in `pieces` of those of each shard."""
+        for place, piece in enumerate(self.pieces):
+            if piece.number == 0:
+                self._parts.append([])
+            self._parts[-1].append(place)
+        self.num_stored = self.num_quarantined = 0
+
+    def finished_store(self) -> FeatureStore | None:
+        """The store, where nothing is left to do."""
+        if not (self.store_path / "store.json").exists():
+            return None
+        store = FeatureStore(self.store_path)
+        for view in self.views:
+            if view != CLEAN and view not in store.views:
+                return None
+            if not all(path.exists() for path in shard_paths(self.store_path, view)):
+                return None
+        return store
+
+    def find_done(self) -> None:
+        """Look on the disk which pieces are pending, and count the others."""
+        for parts in self._parts:
+            shard = self.pieces[parts[0]].shard
+            if (path := shard_path(self.store_path, shard)).exists():
+                self._count(path)
+            else:
+                for place in parts:
+                    if (path := piece_path(self.store_path, self.pieces[place])).exists():
+                        self._count(path)
+                    else:
+                        self._uncounted.add(place)
+            self.pending.update(place for place in parts if self._missing_views(place))
+            self._merge(parts)
+
+    def next_tasks(self, siblings: Sequence[Path]) -> list[dict[str, Any]]:
+        """Tasks for the pending pieces, but for those whose images others of them encode first."""
+        first = self._first_rows()
+        has_shared = bool((first != np.arange(len(first))).any())
+        sources = {view: self._sources(view, siblings, own=has_shared) for view in self.views}
+        ready = sorted(self.pending)
+        if has_shared:
+            piece_of_row = np.repeat(np.arange(len(self.pieces)), [len(piece.rows) for piece in self.pieces])
+            others = piece_of_row[first] != piece_of_row
+            unmade = np.isin(piece_of_row[first], ready) & (sources[CLEAN].files < 0)
+            waiting = set(piece_of_row[others & unmade].tolist())
+            ready = [place for place in ready if place not in waiting]
+        numbered = self.index.append_column(
+            "row", pa.array(range(self.index.num_rows), pa.int64())
+        ).replace_schema_metadata()
+        return [self._task(place, numbered, sources) for place in ready]
+
+    def take(self, place: int) -> None:
+        """A piece is done."""
+        self.pending.discard(place)
+        if place in self._uncounted:
+            self._uncounted.discard(place)
+            self._count(piece_path(self.store_path, self.pieces[place]))
+        shard = self.pieces[place].shard
+        self._merge(self._parts[shard])
+
+    def _task(self, place: int, numbered: pa.Table, sources: Mapping[str, "_Sources"]) -> dict[str, Any]:
+        piece = self.pieces[place]
+        rows = numbered.slice(piece.rows.start, len(piece.rows))
+        splits = rows["split"].to_pylist()
+        views = []
+        for view in self._missing_views(place):
+            positions = [position for position, split in enumerate(splits) if view_applies(view, split)]
+            views.append(
+                {
+                    "name": view,
+                    "path": str(piece_path(self.store_path, piece, view)),
+                    "rows": positions,
+                    "sources": [sources[view].of(piece.rows.start + position) for position in positions],
+                }
+            )
+        return {
+            "piece": place,
+            "rows": rows_to_bytes(rows),
+            "preprocessing": self.preprocessing.name,
+            "views": json.dumps(views),
+        }
+
+    def _first_rows(self) -> NDArray[np.int64]:
+        """For each row the first one with the same bytes; itself where the file could not be read."""
+        digests = self.index["sha256"].combine_chunks()
+        found = pc.index_in(digests, value_set=digests.drop_null())
+        first_of_valid = np.flatnonzero(pc.is_valid(digests).to_numpy(zero_copy_only=False))
+        rows = np.arange(len(digests))
+        valid = pc.is_valid(found).to_numpy(zero_copy_only=False)
+        rows[valid] = first_of_valid[found.drop_null().to_numpy()]
+        return rows
+
+    def _sources(self, view: str, siblings: Sequence[Path], *, own: bool) -> "_Sources":
+        paths = [path for sibling in siblings for path in shard_paths(sibling, view)]
+        if own:
+            paths += [shard_path(self.store_path, parts[0], view) for parts in self._parts]
+            paths += [piece_path(self.store_path, piece, view) for piece in self.pieces if not piece.is_shard]
+        known = KnownFeatures(paths)
+        files, positions = known.find(self.index["sha256"])
+        return _Sources(paths=known.paths, files=files, positions=positions)
+
+    def _missing_views(self, place: int) -> list[str]:
+        piece = self.pieces[place]
+        return [
+            view
+            for view in self.views
+            if not shard_path(self.store_path, piece.shard, view).exists()
+            and (piece.is_shard or not piece_path(self.store_path, piece, view).exists())
+        ]
+
+    def _merge(self, parts: Sequence[int]) -> None:
+        if self.pieces[parts[0]].is_shard or self.pending.intersection(parts):
+            return
+        for view in self.views:
+            merge_pieces(self.store_path, [self.pieces[place] for place in parts], view)
+
+    def _count(self, path: Path) -> None:
+        report = read_shard_report(path)
+        self.num_stored += report.num_stored
+        self.num_quarantined += report.num_quarantined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sources:
+    """Where the features of each row of an index lie already, in one view."""
+
+    paths: Sequence[Path]
+    files: NDArray[np.int32]
+    """Of each row, a number in `paths`; -1 where it is not known."""
+    positions: NDArray[np.int32]
+
+    def of(self, row: int) -> tuple[str, int] | None:
+        if self.files[row] < 0:
+            return None
+        return str(self.paths[self.files[row]]), int(self.positions[row])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,16 +393,16 @@ class ActorPlan:
 
 
 def plan_actors(
-    *, num_cpus: int, num_gpus: float, gpus_per_actor: float, num_actors: int | None, num_shards: int
+    *, num_cpus: int, num_gpus: float, gpus_per_actor: float, num_actors: int | None, num_pieces: int
 ) -> ActorPlan:
     """Encoders for a cluster's resources: one a GPU share, or one for eight CPUs, or as many as asked for.
 
     Reading and decoding always keep a CPU: a pool that has booked them all and waits for crops would
     wait for ever. `InvalidConfig` where the cluster cannot hold the actors that are asked for.
 
-    >>> plan_actors(num_cpus=2, num_gpus=0, gpus_per_actor=0, num_actors=None, num_shards=10)
+    >>> plan_actors(num_cpus=2, num_gpus=0, gpus_per_actor=0, num_actors=None, num_pieces=10)
     ActorPlan(num_actors=1, cpus_per_actor=1, num_threads=2)
-    >>> plan_actors(num_cpus=16, num_gpus=2, gpus_per_actor=0.5, num_actors=None, num_shards=10)
+    >>> plan_actors(num_cpus=16, num_gpus=2, gpus_per_actor=0.5, num_actors=None, num_pieces=10)
     ActorPlan(num_actors=4, cpus_per_actor=1, num_threads=4)
     """
     if gpus_per_actor:
@@ -287,7 +414,7 @@ def plan_actors(
             )
         num_actors = num_actors or most
     # a batch of 64 keeps eight threads busy; more of them are worth another copy of the weights
-    num_actors = min(num_actors or -(-num_cpus // _CPUS_PER_ACTOR), num_shards)
+    num_actors = min(num_actors or -(-num_cpus // _CPUS_PER_ACTOR), num_pieces)
     # booked with less than they use where they would otherwise leave no CPU to the decoders
     cpus_per_actor = 1 if num_cpus > num_actors else (num_cpus - _DECODE_CPUS) / num_actors
     return ActorPlan(
@@ -296,47 +423,42 @@ def plan_actors(
 
 
 def _encode(
-    index: pa.Table,
-    pending: Sequence[int],
+    tasks: Sequence[Mapping[str, Any]],
     *,
-    store_path: Path,
     encoder: str,
     layers: Sequence[str],
     dtype: str,
     batch_size: int,
     num_actors: int | None,
     gpus_per_actor: float,
-    preprocessing: Preprocessing,
-) -> Iterable[ShardReport]:
+) -> Iterator[Mapping[str, Any]]:
     resources = ray.cluster_resources()
     plan = plan_actors(
         num_cpus=int(resources.get("CPU", 1)),
         num_gpus=resources.get("GPU", 0.0),
         gpus_per_actor=gpus_per_actor,
         num_actors=num_actors,
-        num_shards=len(pending),
+        num_pieces=len(tasks),
     )
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     dataset = (
-        ray.data.from_items(_tasks(index, pending), override_num_blocks=len(pending))
-        .map(decode_shard, fn_kwargs={"preprocessing": preprocessing}, num_cpus=_DECODE_CPUS)
+        ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
+        .map(decode_piece, num_cpus=_DECODE_CPUS)
         .map(
-            _ShardEncoder,
+            _PieceEncoder,
             fn_constructor_kwargs={
                 "encoder": encoder,
                 "layers": tuple(layers),
                 "dtype": dtype,
                 "num_threads": plan.num_threads,
                 "batch_size": batch_size,
-                "store_path": store_path,
             },
             compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
             num_cpus=plan.cpus_per_actor,
             num_gpus=gpus_per_actor,
         )
     )
-    for row in dataset.iter_rows():
-        yield ShardReport(**row)
+    yield from dataset.iter_rows()

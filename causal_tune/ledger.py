@@ -66,6 +66,8 @@ class TrialRecord:
     """On logits, chosen on that validation split; `accuracy_val_threshold` of a set is counted at it."""
     generators: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Metrics of every judged generator, validation and test alike."""
+    perturbed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Metrics on the validation split in degraded views, by view."""
     mask: dict[str, Any] | None = None
     """Statistics of the mask; None for a head without one."""
     collapsed: str | None = None

@@ -38,6 +38,8 @@ class Roles:
     train_generators: tuple[str, ...]
     val_generators: tuple[str, ...] = ()
     test_generators: tuple[str, ...] = ()
+    degraded_views: tuple[str, ...] = ()
+    """Views of the validation split that the store has."""
 
 
 Sets = Callable[[TrialRecord, Roles], list[dict[str, Any]]]
@@ -62,7 +64,7 @@ class Criterion:
     combine: Callable[[Sequence[float]], float]
     """From the AP of each set to the score."""
     needs: str = ""
-    """The role that must not be empty: `val_generators`, `test_generators` or nothing."""
+    """The role that must not be empty: `val_generators`, `test_generators`, `degraded_views` or nothing."""
     uses_test_domain: bool = False
     """It reads test generators: reported as the oracle, never a study's objective."""
     skips_collapsed: bool = False
@@ -87,6 +89,12 @@ _PLAIN: Mapping[str, Criterion] = MappingProxyType(
             sets=lambda record, roles: _named(record, roles.val_generators),
             combine=min,
             needs="val_generators",
+        ),
+        "perturbed_val": Criterion(
+            summary="lowest AP on the validation split of the training generators in a degraded view",
+            sets=lambda record, roles: list(record.perturbed.values()),
+            combine=min,
+            needs="degraded_views",
         ),
         "oracle": Criterion(
             summary="mean AP over the test generators (reported, never optimised)",
@@ -120,12 +128,16 @@ _SIMPLEST_FIRST = ("linear", "svm", "prototypes", "nearest", "mlp", "vib")
 
 
 def default_criterion(roles: Roles) -> str:
-    """`val_generators` where the study has some, else `train_domain` (which saturates).
+    """`val_generators` where the study has some, else `perturbed_val` where the store has degraded views.
+
+    Neither: `train_domain`, which saturates.
 
     >>> default_criterion(Roles(train_generators=("sd14",), val_generators=("cyclegan",)))
     'val_generators'
     """
-    return "val_generators" if roles.val_generators else "train_domain"
+    if roles.val_generators:
+        return "val_generators"
+    return "perturbed_val" if roles.degraded_views else "train_domain"
 
 
 def check_objective(name: str, roles: Roles) -> Criterion:
@@ -144,9 +156,12 @@ def check_objective(name: str, roles: Roles) -> Criterion:
 def _check_needs(name: str, criterion: Criterion, roles: Roles) -> None:
     if criterion.needs and not getattr(roles, criterion.needs):
         option = "--" + criterion.needs.replace("_", "-")
+        step = f"Name some with `{option}`"
+        if criterion.needs == "degraded_views":
+            step = "Make some with `causal-tune extract ... --degrade figure4`"
         raise StudyError(
             f"The criterion {name!r} needs {criterion.needs.replace('_', ' ')}, and the study has none. "
-            f"Name some with `{option}`, or choose the criterion 'train_domain'."
+            f"{step}, or choose the criterion 'train_domain'."
         )
 
 

@@ -301,6 +301,10 @@ def _metrics(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Itera
     for name, value in _numbers(record.validation):
         if name in ("ap", "accuracy", "loss"):
             yield f"best_validation/{name}", value, best_epoch
+    for view, metrics in record.perturbed.items():
+        for name, value in _numbers(metrics):
+            if name in ("ap", "accuracy"):
+                yield f"perturbed_validation/{_plain(view)}/{name}", value, best_epoch
     for name, value in _numbers(record.mask or {}):
         yield f"best_mask/{name}", value, best_epoch
     for name, criterion in CRITERIA.items():

@@ -52,6 +52,8 @@ class TrialResult:
     """On logits: `best_threshold` of the validation split, at which `accuracy_val_threshold` is counted."""
     generators: dict[str, Metrics]
     """By generator, validation and test generators alike."""
+    perturbed: dict[str, Metrics]
+    """Of the validation split in degraded views, by view; empty where the store has none."""
     mask: dict[str, float] | None
     """Statistics of the mask on the validation split; None for a head without one."""
     collapsed: str | None
@@ -170,6 +172,12 @@ def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> Trial
             break
 
     best_epoch, validation, judged, mask, threshold = best
+    head.load_state_dict(best_state)
+    perturbed = {}
+    for view, one in data.perturbed.items():
+        with torch.inference_mode():
+            logits = head.logits(normaliser(one.features.to(device))).cpu()
+        perturbed[view] = score_metrics(logits.numpy(), one.labels.numpy(), threshold=threshold)
     head_config = {"head": config.head, "width": train_features.shape[1], **head.config}
     if config.normalisation != "none":
         head_config["normalisation"] = config.normalisation
@@ -182,6 +190,7 @@ def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> Trial
         validation=validation,
         threshold=threshold,
         generators=judged,
+        perturbed=perturbed,
         mask=mask,
         collapsed=_collapsed(mask),
         head_state=best_state,

@@ -58,6 +58,8 @@ class TrialConfig:
     """A name of `HEADS`."""
     layer: str = "proj"
     """Which of the store's feature layers the trial uses; whoever loads the data reads it."""
+    views: int = 0
+    """Augmented views of each training image that train beside it, of those that the store has; >= 0."""
     lambda1: float = 1e-4
     """Weight of the mask's L1 norm, summed over dimensions, Eq. (10); >= 0, sound in 1e-5..1e-2."""
     lambda2: float = 10.0
@@ -194,6 +196,7 @@ class TrialConfig:
             ("bottleneck", 1),
             ("mlp_width", 1),
             ("mlp_depth", 1),
+            ("views", 0),
             ("seed", 0),
         ):
             self._require(name, int, self._number(name) >= least, f"{least} or above")
@@ -229,7 +232,7 @@ class TrialConfig:
 
         >>> TrialConfig.from_dict({"tau": 1.0, "lamda1": 0.1})
         Traceback (most recent call last):
-        causal_tune.errors.InvalidConfig: A trial has no field 'lamda1'. It has: head, layer, lambda1, ...
+        causal_tune.errors.InvalidConfig: A trial has no field 'lamda1'. It has: head, layer, views, lambda1, ...
         """
         known = [field.name for field in fields(cls)]
         unknown = sorted(values.keys() - set(known))

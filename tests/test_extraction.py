@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -5,16 +6,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 
-from causal_tune.errors import InvalidConfig, StudyError, WeightsError
-from causal_tune.extraction import Progress, _tasks, decode_shard, extract, plan_actors
-from causal_tune.features import FeatureStore
+from causal_tune.errors import InvalidConfig, StoreError, StudyError, WeightsError
+from causal_tune.extraction import Progress, extract, plan_actors
+from causal_tune.features import FeatureStore, load_study_data
 from causal_tune.images.index import write_index
 from causal_tune.images.layouts import build_index
 from causal_tune.lock import owned
-from tests.conftest import draw, write_images
+from causal_tune.training import train
+from causal_tune.trial import TrialConfig
+from tests.conftest import write_images
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -104,13 +109,68 @@ def test_another_owner_is_named(index: pa.Table, undisturbed: FeatureStore) -> N
         extract(index, encoder="tiny-random", workspace=undisturbed.path.parents[1])
 
 
-def test_a_changed_file_is_quarantined(tmp_path: Path) -> None:
-    csv = write_images(tmp_path, {"alpha": 1})
-    (task,) = _tasks(build_index([csv], "csv"), [0])
-    draw(99, generated=True).save(tmp_path / "alpha/real/000.png")
-    result = decode_shard(task)
-    assert len(result["crops"]) == 1
-    assert "changed since it was indexed" in result["quarantine"]
+def test_an_index_that_has_grown_encodes_only_what_is_new(
+    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
+) -> None:
+    known = pa.compute.not_equal(index["generator"], "beta")
+    extract(index.filter(known), encoder="tiny-random", workspace=tmp_path)
+    grown = extract(index, encoder="tiny-random", workspace=tmp_path)
+    assert grown.num_encoded_now == 38  # of 40 images of beta two cannot be read
+    assert grown.num_taken == 58
+    assert contents(grown.store) == contents(undisturbed)
+
+
+def test_an_image_of_several_generators_is_encoded_once(index: pa.Table, tmp_path: Path) -> None:
+    shared = index.filter(pa.compute.equal(index["generator"], "alpha"))
+    position = shared.column_names.index("generator")
+    again = shared.set_column(position, index.schema.field("generator"), pa.array(["gamma"] * 60))
+    both = pa.concat_tables([shared, again])
+    done = extract(both, encoder="tiny-random", workspace=tmp_path)
+    assert (done.num_stored, done.num_quarantined) == (116, 4)
+    # the first shard holds four images of gamma beside the same of alpha, of which one cannot be read
+    assert done.num_encoded_now == 58 + 3
+    rows = np.arange(58)
+    features = done.store.features("proj", np.arange(116))
+    assert np.array_equal(features[rows], features[rows + 58])
+
+
+def test_views_are_added_to_a_store_and_equal_those_made_at_once(
+    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
+) -> None:
+    views = ("augment-0", "jpeg-50")
+    split = pa.array(["test" if name == "beta" else "train" for name in index["generator"].to_pylist()])
+    index = index.set_column(index.column_names.index("split"), index.schema.field("split"), split)
+    at_once = extract(index, encoder="tiny-random", workspace=tmp_path / "once", views=views).store
+    clean = extract(index, encoder="tiny-random", workspace=tmp_path / "later").store
+    before = {path: path.stat().st_mtime_ns for path in clean.path.glob("shards/*")}
+    later = extract(index, encoder="tiny-random", workspace=tmp_path / "later", views=views)
+    assert later.num_encoded_now == 58 + 38  # augmented: the training split; degraded: the test split
+    assert {path: path.stat().st_mtime_ns for path in clean.path.glob("shards/*")} == before
+    assert contents(later.store) == contents(at_once)
+    assert later.store.views == views
+    for view, generator in (("augment-0", "alpha"), ("jpeg-50", "beta")):
+        mine, theirs = later.store.view_rows(view), at_once.view_rows(view)
+        assert mine == theirs
+        assert set(mine["generator"].to_pylist()) == {generator}
+        rows = np.flatnonzero(np.array(later.store.rows["generator"].to_pylist()) == generator)
+        features = [store.features("proj", rows, view=view) for store in (later.store, at_once)]
+        assert np.array_equal(*features)
+        assert not np.allclose(features[0], later.store.features("proj", rows), rtol=1e-3)
+    assert json.loads(later.store.view_rows("jpeg-50")["parameters"][0].as_py()) == {"quality": 50.0}
+    names = {"train_generators": ["alpha"], "test_generators": ["beta"], "views": 1}
+    split = pa.array(["val" if row % 5 == 0 else "" for row in range(100)])
+    index = index.set_column(index.column_names.index("split"), index.schema.field("split"), split)
+    divided = extract(index, encoder="tiny-random", workspace=tmp_path / "later", views=views).store
+    data = load_study_data(divided.path, **names, degraded_views=["jpeg-50"])
+    assert len(data.train) == 2 * (58 - len(data.validation))
+    assert len(data.perturbed["jpeg-50"]) == len(data.validation)
+    result = train(TrialConfig(head="linear", views=1, max_epochs=2), data)
+    assert result.perturbed["jpeg-50"]["num_real"] == data.validation.num_real
+    assert result.perturbed["jpeg-50"]["loss"] != result.validation["loss"]
+    with pytest.raises(StoreError, match=r"have no view 'augment-0'"):
+        later.store.features("proj", np.arange(96), view="augment-0")
+    with pytest.raises(StoreError, match=r"no view 'blur-1'; it has clean, augment-0, jpeg-50"):
+        later.store.features("proj", np.arange(96), view="blur-1")
 
 
 def test_wrong_sizes_and_unfetched_weights_are_refused_before_any_work(
@@ -135,11 +195,11 @@ def test_wrong_sizes_and_unfetched_weights_are_refused_before_any_work(
     ],
 )
 def test_actors_leave_cpu_to_the_decoders(asked: dict[str, float], expected: tuple[int, float, int]) -> None:
-    plan = plan_actors(num_shards=10, **asked)
+    plan = plan_actors(num_pieces=10, **asked)
     assert (plan.num_actors, plan.cpus_per_actor, plan.num_threads) == expected
     assert plan.num_actors * plan.cpus_per_actor <= asked["num_cpus"] - 0.5
 
 
 def test_gpus_that_are_not_there_are_an_error() -> None:
     with pytest.raises(InvalidConfig, match=r"2 actors of 1 GPUs were asked for; Ray has 1 GPUs"):
-        plan_actors(num_cpus=8, num_gpus=1, gpus_per_actor=1, num_actors=2, num_shards=10)
+        plan_actors(num_cpus=8, num_gpus=1, gpus_per_actor=1, num_actors=2, num_pieces=10)

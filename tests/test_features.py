@@ -6,17 +6,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from causal_tune.errors import InvalidConfig, StoreError
 from causal_tune.features import (
     FeatureStore,
+    KnownFeatures,
     StoreSpec,
     finish_store,
     load_study_data,
+    merge_pieces,
     partition,
+    piece_path,
+    pieces,
+    sets,
     shard_path,
+    shard_paths,
     shard_ranges,
     write_shard,
 )
@@ -59,8 +66,7 @@ def make_store(path: Path, num_indexed: int, bad: frozenset[int] = frozenset()) 
     for shard, members in enumerate(shard_ranges(num_indexed)):
         kept = [row for row in members if row not in bad]
         write_shard(
-            path,
-            shard,
+            shard_path(path, shard),
             rows_table(kept),
             {"proj": feature_values(kept)},
             [{"path": f"/images/{row}.png", "reason": "broken"} for row in members if row in bad],
@@ -125,6 +131,66 @@ def test_shards_cover_every_row_once(num_indexed: int) -> None:
     assert all(one.stop == two.start for one, two in itertools.pairwise(ranges))
 
 
+@given(st.integers(1, 2_000_000))
+def test_pieces_cover_every_shard_in_order(num_indexed: int) -> None:
+    parts = pieces(num_indexed)
+    ranges = shard_ranges(num_indexed)
+    assert parts[0].rows.start == 0
+    assert parts[-1].rows.stop == num_indexed
+    assert all(one.rows.stop == two.rows.start for one, two in itertools.pairwise(parts))
+    for shard, of_shard in itertools.groupby(parts, key=lambda piece: piece.shard):
+        numbered = list(of_shard)
+        assert [piece.number for piece in numbered] == list(range(len(numbered)))
+        assert (numbered[0].rows.start, numbered[-1].rows.stop) == (ranges[shard].start, ranges[shard].stop)
+        assert numbered[0].is_shard == (len(numbered) == 1)
+
+
+def test_pieces_become_the_same_bytes_as_a_shard_written_at_once(tmp_path: Path) -> None:
+    bad = {70, 71, 511}
+    parts = [piece for piece in pieces(5_000) if piece.shard == 0]
+
+    def write(path: Path, rows: range) -> None:
+        kept = [row for row in rows if row not in bad]
+        reasons = [{"path": f"/images/{row}.png", "reason": "broken"} for row in rows if row in bad]
+        write_shard(path, rows_table(kept), {"proj": feature_values(kept)}, reasons)
+
+    write(shard_path(tmp_path / "whole", 0), range(512))
+    for piece in parts:
+        write(piece_path(tmp_path / "parts", piece), piece.rows)
+    merge_pieces(tmp_path / "parts", parts)
+    whole = shard_path(tmp_path / "whole", 0).read_bytes()
+    assert shard_path(tmp_path / "parts", 0).read_bytes() == whole
+    assert not list((tmp_path / "parts" / "pieces").rglob("*.arrow"))
+    merge_pieces(tmp_path / "parts", parts)  # a run that was killed between the two steps
+    assert shard_path(tmp_path / "parts", 0).read_bytes() == whole
+
+
+def test_sets_larger_than_memory_are_mapped_and_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path, 150)
+    roles = {"train_generators": ["a"], "test_generators": ["b"]}
+    in_memory = load_study_data(tmp_path, **roles)
+    assert not (tmp_path / "sets").exists()
+    monkeypatch.setattr(sets, "_IN_MEMORY_BYTES", 100)
+    for _ in range(2):  # made, then found
+        mapped = load_study_data(tmp_path, **roles)
+        assert torch.equal(mapped.train.features, in_memory.train.features)
+        assert torch.equal(mapped.generators["b"].features, in_memory.generators["b"].features)
+    assert len(list((tmp_path / "sets").iterdir())) == 3
+
+
+def test_known_features_are_found_by_their_bytes(tmp_path: Path) -> None:
+    store = make_store(tmp_path, 150, bad=frozenset({3}))
+    known = KnownFeatures([*shard_paths(tmp_path), tmp_path / "gone.arrow"])
+    asked = pa.chunked_array([[digest(149), digest(3), None], [digest(64), digest(999)]], pa.string())
+    files, positions = known.find(asked)
+    assert files.tolist() == [2, -1, -1, 1, -1]
+    assert positions.tolist() == [149 - 128, -1, -1, 0, -1]
+    assert known.paths == [shard_path(store.path, shard) for shard in range(3)]
+    assert KnownFeatures([]).find(asked)[0].tolist() == [-1] * 5
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     make_store(tmp_path, 130)
     shard_path(tmp_path, 1).unlink()
@@ -135,10 +201,10 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_a_shard_that_lost_a_row_is_refused(tmp_path: Path) -> None:
     make_store(tmp_path, 130)
     members = list(shard_ranges(130)[1])[:-1]
-    write_shard(tmp_path, 1, rows_table(members), {"proj": feature_values(members)}, [])
+    write_shard(shard_path(tmp_path, 1), rows_table(members), {"proj": feature_values(members)}, [])
     with pytest.raises(StoreError, match=r"63 stored and 0 quarantined.*its range has 64"):
         finish_store(tmp_path, spec(130))
-    with pytest.raises(StoreError, match=r"hold 129 images and its store\.json says 130"):
+    with pytest.raises(StoreError, match=r"hold 129 images of the view .clean. and its store\.json says 130"):
         _ = FeatureStore(tmp_path).rows
 
 

@@ -17,7 +17,10 @@ from causal_tune.selection import (
 )
 
 ROLES = Roles(
-    train_generators=("sd14",), val_generators=("cyclegan", "stylegan"), test_generators=("progan", "glide")
+    train_generators=("sd14",),
+    val_generators=("cyclegan", "stylegan"),
+    test_generators=("progan", "glide"),
+    degraded_views=("jpeg-50", "blur-2"),
 )
 
 
@@ -35,6 +38,7 @@ def record(number, val, cyclegan, stylegan, progan=0.5, glide=0.5, head="causal"
         seed=0,
         validation=metrics(val),
         generators={name: metrics(ap) for name, ap in names.items()},
+        perturbed={"jpeg-50": metrics(cyclegan), "blur-2": metrics(stylegan)},
     )
 
 
@@ -45,7 +49,7 @@ RECORDS = [
     record(2, 0.70, 0.56, 0.54, progan=0.90, glide=0.70),
     record(3, 1.00, 1.00, 1.00, progan=1.00, glide=1.00, state="failed"),
 ]
-WINNERS = {"train_domain": 0, "val_generators": 1, "worst_generator": 2, "oracle": 2}
+WINNERS = {"train_domain": 0, "val_generators": 1, "worst_generator": 2, "perturbed_val": 2, "oracle": 2}
 WINNERS |= {f"{name}_uncollapsed": winner for name, winner in WINNERS.items() if name != "oracle"}
 
 
@@ -90,7 +94,7 @@ def test_ties_go_to_the_simpler_head_then_to_the_lower_number():
     assert [item.number for item, _ in rank(tied, "train_domain", ROLES)] == [7, 2, 4]
 
 
-@pytest.mark.parametrize("name", ["train_domain", "val_generators", "worst_generator"])
+@pytest.mark.parametrize("name", ["train_domain", "val_generators", "worst_generator", "perturbed_val"])
 def test_a_criterion_can_leave_out_collapsed_masks(name):
     first, *others = rank(RECORDS, name, ROLES)
     collapsed = [
@@ -120,6 +124,9 @@ def test_the_oracle_is_never_an_objective():
 def test_a_criterion_whose_generators_are_missing_is_refused():
     roles = Roles(train_generators=("sd14",))
     assert default_criterion(roles) == "train_domain"
+    assert default_criterion(replace(roles, degraded_views=("jpeg-50",))) == "perturbed_val"
+    with pytest.raises(StudyError, match="--degrade figure4"):
+        check_objective("perturbed_val", roles)
     with pytest.raises(StudyError, match="--val-generators"):
         check_objective("worst_generator", roles)
     with pytest.raises(StudyError, match="--test-generators"):

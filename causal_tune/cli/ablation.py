@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.job import encode_images, image_options
 from causal_tune.cli.output import (
     emit,
@@ -25,7 +26,6 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
 from causal_tune.export import role_of
-from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import best, rank
@@ -432,18 +432,13 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
     @json_option
     def command(
         *,
-        layers: tuple[str, ...],
         layer: str | None,
         num_seeds: int,
         like: str | None,
         gan_generators: tuple[str, ...],
         images: tuple[Path, ...],
         layout: str,
-        encoder: str,
-        dtype: str,
-        num_actors: int | None,
-        gpus_per_actor: float,
-        preprocessing: Preprocessing,
+        encoding: Encoding,
         study: str,
         seed: int,
         workspace: Path,
@@ -468,13 +463,8 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 images=images,
                 layout=layout,
                 index_path=workspace / "index" / f"{study}.parquet",
-                encoder=encoder,
+                encoding=replace(encoding, layers=tuple(dict.fromkeys((*encoding.layers, base["layer"])))),
                 workspace=workspace,
-                layers=tuple(dict.fromkeys((*layers, base["layer"]))),
-                dtype=dtype,
-                num_actors=num_actors,
-                gpus_per_actor=gpus_per_actor,
-                preprocessing=preprocessing,
                 address=options["address"],
                 check=lambda known: check_generators(
                     known,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.job import run_job
 from causal_tune.cli.output import err, json_option, workspace_option
 from causal_tune.demo.images import DISCLAIMER, TEST_GENERATORS, TRAIN_GENERATOR, VAL_GENERATORS, make_images
@@ -32,13 +33,12 @@ def demo_command(encoder: str, layer: str, trials: int, workspace: Path, as_json
     run_job(
         images=(csv,),
         layout="csv",
-        encoder=encoder,
+        encoding=Encoding(encoder=encoder, layers=(layer,)),
         workspace=workspace,
         as_json=as_json,
         study="demo",
         trials=trials,
         space=replace(space, defaults={**space.defaults, "layer": layer}),
-        layers=(layer,),
         address=None,
         train_generators=(TRAIN_GENERATOR,),
         val_generators=VAL_GENERATORS,

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
@@ -34,17 +35,13 @@ def evaluate_command(
 ) -> None:
     """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
     loaded = load_detector(detector)
-    preprocessing = loaded.preprocessing
-    loaded.encoder()  # refuses other weights before any image is read
-    encoder = loaded.description["encoder"]
-    done = run_extract(
-        read_index(index),
-        encoder=encoder["name"],
-        workspace=workspace,
+    encoding = Encoding(
+        encoder=loaded.description["encoder"]["name"],
         layers=(loaded.layer,),
-        address=address,
-        preprocessing=preprocessing,
+        preprocessing=loaded.preprocessing,
     )
+    loaded.encoder()  # refuses other weights before any image is read
+    done = run_extract(read_index(index), encoding, workspace=workspace, address=address)
     rows = done.store.rows
     generator = np.asarray(rows["generator"].to_pylist(), dtype=object)
     labels = rows["label"].to_numpy()

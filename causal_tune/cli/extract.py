@@ -1,61 +1,37 @@
 """`extract`: the images of an index into the feature store."""
 
-import functools
-from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import click
 import pyarrow as pa
 
-from causal_tune.cli.output import emit, err, json_option, names, out, progress_bar, workspace_option
+from causal_tune.cli.encoding import Encoding, encoding_options
+from causal_tune.cli.output import emit, err, json_option, out, progress_bar, workspace_option
 from causal_tune.errors import WorkFailed
 from causal_tune.extraction import Extraction, Progress, extract
 from causal_tune.images.index import read_index
-from causal_tune.images.preprocessing import SMALL_POLICIES, Preprocessing
 
 __all__ = [
     "describe_extraction",
     "extract_command",
-    "preprocessing_options",
     "run_extract",
     "show_quarantine",
 ]
 
 
 def run_extract(
-    index: pa.Table,
-    *,
-    encoder: str,
-    workspace: Path,
-    layers: Sequence[str],
-    dtype: str = "auto",
-    batch_size: int = 64,
-    num_actors: int | None = None,
-    gpus_per_actor: float = 0.0,
-    address: str | None = None,
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
+    index: pa.Table, encoding: Encoding, *, workspace: Path, address: str | None = None
 ) -> Extraction:
     """`extraction.extract` with a progress bar."""
-    with progress_bar(f"Encoding with {encoder}", index.num_rows, "images") as bar:
+    with progress_bar(f"Encoding with {encoding.encoder}", index.num_rows, "images") as bar:
 
         def on_progress(progress: Progress) -> None:
             note = f"({progress.num_quarantined:,} unreadable)" if progress.num_quarantined else ""
             bar.update(progress.num_stored + progress.num_quarantined, note)
 
-        return extract(
-            index,
-            encoder=encoder,
-            workspace=workspace,
-            layers=layers,
-            dtype=dtype,
-            batch_size=batch_size,
-            num_actors=num_actors,
-            gpus_per_actor=gpus_per_actor,
-            address=address,
-            preprocessing=preprocessing,
-            on_progress=on_progress,
-        )
+        options = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
+        return extract(index, workspace=workspace, address=address, on_progress=on_progress, **options)
 
 
 def describe_extraction(done: Extraction) -> str:
@@ -63,33 +39,11 @@ def describe_extraction(done: Extraction) -> str:
     text = f"{done.num_indexed:,} indexed = {done.num_stored:,} stored + {done.num_quarantined:,} quarantined"
     if done.num_encoded_now:
         rate = done.num_encoded_now / done.elapsed_s
-        return (
-            f"{text}; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s)."
-        )
+        text += f"; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s)"
+        return text + (f", {done.num_taken:,} taken from earlier work." if done.num_taken else ".")
+    if done.num_taken:
+        return f"{text}; nothing was encoded, {done.num_taken:,} were taken from earlier work."
     return f"{text}; all were stored before, nothing was encoded."
-
-
-def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--small` and `--recompress`, given to the command as one `preprocessing`."""
-
-    @click.option(
-        "--small",
-        type=click.Choice(SMALL_POLICIES),
-        default=Preprocessing().small,
-        show_default=True,
-        help="What is done to images smaller than the crop. Zeros of `pad` tell small generators apart.",
-    )
-    @click.option(
-        "--recompress",
-        type=click.IntRange(1, 100),
-        metavar="QUALITY",
-        help="Bring every image to JPEG of this quality first, real and generated alike. [default: none]",
-    )
-    @functools.wraps(command)
-    def with_preprocessing(*, small: str, recompress: int | None, **options: Any) -> Any:
-        return command(preprocessing=Preprocessing(small=small, recompress=recompress), **options)
-
-    return with_preprocessing
 
 
 @click.command(
@@ -97,61 +51,24 @@ def preprocessing_options(command: Callable[..., Any]) -> Callable[..., Any]:
     epilog="Example: causal-tune extract genimage.parquet --encoder vit-b-16-int8 --layers proj,cls@7",
 )
 @click.argument("index", type=click.Path(path_type=Path))
-@click.option(
-    "--encoder", required=True, help="A name of `causal-tune encoders`, MODEL:TAG, or a weights file."
-)
-@click.option(
-    "--layers", multiple=True, default=("proj",), show_default=True, callback=names, help="Comma-separated."
-)
-@click.option(
-    "--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images encoded at once."
-)
-@click.option(
-    "--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side. [default: by resources]"
-)
-@click.option(
-    "--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a fraction."
-)
+@encoding_options()
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
-@preprocessing_options
 @workspace_option
 @json_option
 def extract_command(
-    index: Path,
-    encoder: str,
-    layers: tuple[str, ...],
-    dtype: str,
-    batch_size: int,
-    num_actors: int | None,
-    gpus_per_actor: float,
-    address: str | None,
-    preprocessing: Preprocessing,
-    workspace: Path,
-    as_json: bool,
+    index: Path, encoding: Encoding, address: str | None, workspace: Path, as_json: bool
 ) -> None:
     """Encode the images of INDEX into the feature store; a second run does only what is missing."""
-    done = run_extract(
-        read_index(index),
-        encoder=encoder,
-        workspace=workspace,
-        layers=layers,
-        dtype=dtype,
-        batch_size=batch_size,
-        num_actors=num_actors,
-        gpus_per_actor=gpus_per_actor,
-        address=address,
-        preprocessing=preprocessing,
-    )
+    done = run_extract(read_index(index), encoding, workspace=workspace, address=address)
     document = {
         "store": str(done.store.path),
-        "preprocessing": preprocessing.name,
+        "preprocessing": encoding.preprocessing.name,
         "num_indexed": done.num_indexed,
         "num_stored": done.num_stored,
         "num_quarantined": done.num_quarantined,
         "num_encoded_now": done.num_encoded_now,
+        "num_taken": done.num_taken,
+        "views": list(done.store.views),
         "elapsed_s": done.elapsed_s,
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.job import encode_images, image_options, roles_of
 from causal_tune.cli.output import (
     emit,
@@ -22,7 +23,6 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.heads import HEADS
-from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.registry import look_up
 from causal_tune.selection import rank
 from causal_tune.study.run import StudyResult
@@ -139,12 +139,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
         layer: str | None,
         images: tuple[Path, ...],
         layout: str,
-        encoder: str,
-        layers: tuple[str, ...],
-        dtype: str,
-        num_actors: int | None,
-        gpus_per_actor: float,
-        preprocessing: Preprocessing,
+        encoding: Encoding,
         study: str,
         space: str | None,
         workspace: Path,
@@ -154,10 +149,10 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
         with errors_as_paragraphs():
             if space:
                 raise InvalidConfig("Each head has a search space of its own here: leave --space out.")
-            chosen = layer or layers[0]
-            if chosen not in layers:
+            chosen = layer or encoding.layers[0]
+            if chosen not in encoding.layers:
                 raise InvalidConfig(
-                    f"--layer {chosen} is not among --layers {','.join(layers)}; name it there too."
+                    f"--layer {chosen} is not among --layers {','.join(encoding.layers)}; name it there too."
                 )
             for head in heads:
                 look_up("head", HEADS, head)
@@ -166,13 +161,8 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 images=images,
                 layout=layout,
                 index_path=workspace / "index" / f"{study}.parquet",
-                encoder=encoder,
+                encoding=encoding,
                 workspace=workspace,
-                layers=layers,
-                dtype=dtype,
-                num_actors=num_actors,
-                gpus_per_actor=gpus_per_actor,
-                preprocessing=preprocessing,
                 address=options["address"],
                 check=lambda known: check_roles(roles_of(options), known, "the index"),
             )

@@ -7,19 +7,14 @@ from typing import Any
 import click
 
 from causal_tune.cli.data import counts_table, make_index
-from causal_tune.cli.extract import (
-    describe_extraction,
-    preprocessing_options,
-    run_extract,
-    show_quarantine,
-)
+from causal_tune.cli.encoding import Encoding, encoding_options
+from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
 from causal_tune.cli.output import (
     emit,
     err,
     errors_as_paragraphs,
     json_option,
-    names,
     out,
     table,
     workspace_option,
@@ -29,7 +24,6 @@ from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.layouts import LAYOUTS
-from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import check_roles, study_path
 
@@ -41,14 +35,9 @@ def encode_images(
     images: tuple[Path, ...],
     layout: str,
     index_path: Path,
-    encoder: str,
+    encoding: Encoding,
     workspace: Path,
-    layers: tuple[str, ...] = ("proj",),
-    dtype: str = "auto",
-    num_actors: int | None = None,
-    gpus_per_actor: float = 0.0,
     address: str | None = None,
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> Extraction:
     """Index and extract, telling on stderr what is there; every step continues what an earlier run left.
@@ -60,17 +49,7 @@ def encode_images(
     err.print(table(f"{index.num_rows:,} images", columns, counts_table(index)))
     if check:
         check(sorted(set(index["generator"].to_pylist())))
-    done = run_extract(
-        index,
-        encoder=encoder,
-        workspace=workspace,
-        layers=layers,
-        dtype=dtype,
-        num_actors=num_actors,
-        gpus_per_actor=gpus_per_actor,
-        address=address,
-        preprocessing=preprocessing,
-    )
+    done = run_extract(index, encoding, workspace=workspace, address=address)
     err.print(describe_extraction(done))
     show_quarantine(done)
     return done
@@ -89,17 +68,12 @@ def run_job(
     *,
     images: tuple[Path, ...],
     layout: str,
-    encoder: str,
+    encoding: Encoding,
     workspace: Path,
     as_json: bool,
     study: str,
     space: str | SearchSpace,
     address: str | None,
-    layers: tuple[str, ...] = ("proj",),
-    dtype: str = "auto",
-    num_actors: int | None = None,
-    gpus_per_actor: float = 0.0,
-    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     next_steps: Mapping[str, str] | None = None,
     **study_settings: Any,
 ) -> None:
@@ -110,14 +84,9 @@ def run_job(
         images=images,
         layout=layout,
         index_path=index_path,
-        encoder=encoder,
+        encoding=encoding,
         workspace=workspace,
-        layers=layers,
-        dtype=dtype,
-        num_actors=num_actors,
-        gpus_per_actor=gpus_per_actor,
         address=address,
-        preprocessing=preprocessing,
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
     result, ui_command = run_tune(
@@ -179,7 +148,6 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
     """The options of the jobs that say which images are encoded, and how."""
 
     def decorate(command: Any) -> Any:
-        command = preprocessing_options(command)
         for option in reversed(
             [
                 click.option(
@@ -195,16 +163,7 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
                     type=click.Choice(sorted(LAYOUTS)),
                     help="How the images lie on disk.",
                 ),
-                click.option("--encoder", default=encoder, show_default=True),
-                click.option("--layers", multiple=True, default=("proj",), show_default=True, callback=names),
-                click.option(
-                    "--dtype",
-                    type=click.Choice(["auto", "bfloat16", "float32"]),
-                    default="auto",
-                    show_default=True,
-                ),
-                click.option("--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side."),
-                click.option("--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True),
+                encoding_options(encoder),
             ]
         ):
             command = option(command)

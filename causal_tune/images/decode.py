@@ -38,7 +38,6 @@ of the installed Pillow and its libraries. No global state of Pillow is read or 
 `LOAD_TRUNCATED_IMAGES` must be off; all functions are thread-safe.
 """
 
-import hashlib
 import io
 import os
 import struct
@@ -74,7 +73,6 @@ __all__ = [
     "open_image",
     "read_crop",
     "read_image_bytes",
-    "read_indexed_crop",
     "recompress",
 ]
 
@@ -104,20 +102,6 @@ def read_crop(path: str | os.PathLike[str], preprocessing: Preprocessing = _DEFA
     causal_tune.errors.UnreadableImage: no such file
     """
     return decode_crop(read_image_bytes(path), preprocessing)
-
-
-def read_indexed_crop(
-    path: str, sha256: str | None, preprocessing: Preprocessing = _DEFAULT
-) -> npt.NDArray[np.uint8]:
-    """The crop of a file that still holds the bytes that were indexed.
-
-    `sha256` is the index's, None where the file could not be read then. `UnreadableImage` where the file
-    holds others now: its label may no longer hold.
-    """
-    data = read_image_bytes(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UnreadableImage("the file has changed since it was indexed; run `causal-tune index` again")
-    return decode_crop(data, preprocessing)
 
 
 def decode_crop(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
@@ -163,8 +147,15 @@ def decode_upright(data: bytes) -> Image.Image:
         raise unreadable(image.format, data, error) from error
 
 
-def crop(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
+def crop(
+    image: Image.Image,
+    preprocessing: Preprocessing = _DEFAULT,
+    *,
+    place: tuple[float, float] | None = None,
+) -> npt.NDArray[np.uint8]:
     """The crop of an upright RGB image, uint8 [size, size, 3], recompressed first where that is asked for.
+
+    `place` is how far across and down it lies, in [0, 1) of the places there are; None: the centre.
 
     >>> crop(Image.new("RGB", (300, 100), "white"), Preprocessing(small="pad"))[:, 0, 0].tolist().count(255)
     100
@@ -174,8 +165,8 @@ def crop(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDA
         image = recompress(image, preprocessing.recompress)
     width, height = image.size
     if min(width, height) < size and preprocessing.small == "resize":
-        return np.array(_resized_crop(image, size))
-    left, top = max(_offset(width, size), 0), max(_offset(height, size), 0)
+        return np.array(_resized_crop(image, size, place))
+    left, top = (max(offset, 0) for offset in _offsets(width, height, size, place))
     pixels = np.array(image.crop((left, top, min(left + size, width), min(top + size, height))))
     lacking = [size - side for side in pixels.shape[:2]]
     if not any(lacking):
@@ -259,8 +250,15 @@ def _offset(side: int, size: int) -> int:
     return round((side - size) / 2)
 
 
-def _resized_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, then the centre crop, as one resampling of the part that is kept.
+def _offsets(width: int, height: int, size: int, place: tuple[float, float] | None) -> tuple[int, int]:
+    if place is None:
+        return _offset(width, size), _offset(height, size)
+    across, down = place
+    return int(across * (width - size + 1)), int(down * (height - size + 1))
+
+
+def _resized_crop(image: Image.Image, size: int, place: tuple[float, float] | None) -> Image.Image:
+    """Shorter side to `size`, then the crop, as one resampling of the part that is kept.
 
     Resizing all of a 1 x 100,000 image first would make 5 billion pixels to throw away. Equal to doing
     so, except for the rounding between Pillow's two passes.
@@ -268,7 +266,7 @@ def _resized_crop(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     shorter = min(width, height)
     new_width, new_height = size * width // shorter, size * height // shorter
-    left, top = _offset(new_width, size), _offset(new_height, size)
+    left, top = _offsets(new_width, new_height, size, place)
     x_scale, y_scale = width / new_width, height / new_height
     box = (
         left * x_scale,

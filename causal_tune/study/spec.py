@@ -22,6 +22,7 @@ from causal_tune import __version__
 from causal_tune.atomic import write_json
 from causal_tune.errors import InvalidConfig, StudyError
 from causal_tune.features import FeatureStore, partition
+from causal_tune.images.views import augmented_view, is_augmented
 from causal_tune.selection import Roles, check_objective, default_criterion
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.suggestion import SAMPLER
@@ -71,6 +72,8 @@ class StudySpec:
     train_generators: tuple[str, ...]
     val_generators: tuple[str, ...]
     test_generators: tuple[str, ...]
+    degraded_views: tuple[str, ...] = ()
+    """Views that the store had when the study was created: the trials' `perturbed` metrics."""
     criterion: str
     """The objective, a name of `selection.CRITERIA`."""
     seed: int
@@ -90,6 +93,7 @@ class StudySpec:
             train_generators=self.train_generators,
             val_generators=self.val_generators,
             test_generators=self.test_generators,
+            degraded_views=self.degraded_views,
         )
 
     def search_space(self) -> SearchSpace:
@@ -105,9 +109,12 @@ class StudySpec:
         """The inverse of `to_json`; `StudyError` for another format or other fields."""
         if not isinstance(content, dict) or content.get("format") != SPEC_FORMAT:
             raise StudyError(f"it is no study of format {SPEC_FORMAT}, which is what this release reads")
+        content = {"degraded_views": (), **content}  # studies that are older than the field have none
         if wrong := sorted({item.name for item in fields(cls)} ^ content.keys()):
             raise StudyError(f"its fields are not those of a study: {', '.join(wrong)}")
-        tuples = {key: tuple(content[key]) for key in content if key.endswith("_generators")}
+        tuples = {
+            key: tuple(value) for key, value in content.items() if key.endswith(("_generators", "_views"))
+        }
         return cls(**{**content, **tuples})
 
 
@@ -218,18 +225,22 @@ def make_spec(
         test_generators = [item for item in known if not any(item in names for names in chosen.values())]
     chosen["--test-generators"] = tuple(test_generators)
     check_roles(chosen, known, f"the store {store.path}")
+    earlier = read_spec(path) if (path / "study.json").exists() else None
+    degraded = tuple(view for view in store.views if not is_augmented(view))
+    if earlier:  # views that were added since are not what its trials were judged on
+        degraded = tuple(view for view in earlier.degraded_views if view in degraded)
     roles = Roles(
         train_generators=chosen["--train-generator"],
         val_generators=chosen["--val-generators"],
         test_generators=chosen["--test-generators"],
+        degraded_views=degraded,
     )
     criterion = criterion or default_criterion(roles)
     check_objective(criterion, roles)
     _check_classes(store, roles)
 
     if max_concurrent is None:
-        exists = (path / "study.json").exists()
-        max_concurrent = read_spec(path).max_concurrent if exists else os.cpu_count() or 1
+        max_concurrent = earlier.max_concurrent if earlier else os.cpu_count() or 1
     if max_concurrent < 1:
         raise InvalidConfig(f"{max_concurrent} trials at a time were asked for; at least 1 is needed.")
     if seed < 0:
@@ -243,6 +254,18 @@ def make_spec(
             f"{store.path} does not have; it has {', '.join(store.layers)}. Extract again with "
             f"`--layers {','.join(sorted(layers | store.layers.keys()))}`, or change the space."
         )
+    searched = space.distributions.get("views")
+    views = max(
+        space.defaults.get("views", 0),
+        *getattr(searched, "choices", [getattr(searched, "high", 0)]),
+        *(entry.get("views", 0) for entry in space.enqueued),
+    )
+    if absent := [view for view in map(augmented_view, range(views)) if view not in store.views]:
+        raise InvalidConfig(
+            f"The search space {space.name!r} trains on {views} augmented views, and the store {store.path} lacks "
+            f"{', '.join(absent)}. Make them with the same `causal-tune extract` and `--views {views}`, or "
+            "lower `views` in the space."
+        )
     return StudySpec(
         name=name,
         uid=uuid.uuid4().hex,
@@ -254,6 +277,7 @@ def make_spec(
         train_generators=roles.train_generators,
         val_generators=roles.val_generators,
         test_generators=roles.test_generators,
+        degraded_views=roles.degraded_views,
         criterion=criterion,
         seed=seed,
         max_concurrent=max_concurrent,

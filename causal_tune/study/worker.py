@@ -27,16 +27,30 @@ Work = Callable[[StudySpec, TrialConfig], TrialResult]
 
 
 @lru_cache(maxsize=2)  # a space may search over layers; each is gathered into memory of its own
-def _study_data(store_path: str, train: Any, val: Any, test: Any, layer: str) -> StudyData:
+def _study_data(
+    store_path: str, train: Any, val: Any, test: Any, layer: str, views: int, degraded: Any
+) -> StudyData:
     return load_study_data(
-        store_path, train_generators=train, val_generators=val, test_generators=test, layer=layer
+        store_path,
+        train_generators=train,
+        val_generators=val,
+        test_generators=test,
+        layer=layer,
+        views=views,
+        degraded_views=degraded,
     )
 
 
 def train_on_store(spec: StudySpec, config: TrialConfig) -> TrialResult:
     """Train on the study's store, which a worker opens once however many trials it runs."""
     data = _study_data(
-        spec.store_path, spec.train_generators, spec.val_generators, spec.test_generators, config.layer
+        spec.store_path,
+        spec.train_generators,
+        spec.val_generators,
+        spec.test_generators,
+        config.layer,
+        config.views,
+        spec.degraded_views,
     )
     return train(config, data)
 
@@ -94,6 +108,7 @@ def _finished_record(
         validation=dict(result.validation),
         threshold=result.threshold,
         generators={generator: dict(metrics) for generator, metrics in result.generators.items()},
+        perturbed={view: dict(metrics) for view, metrics in result.perturbed.items()},
         mask=dict(result.mask) if result.mask is not None else None,
         collapsed=result.collapsed,
         stopped_by=result.stopped_by,

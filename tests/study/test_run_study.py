@@ -55,7 +55,7 @@ def test_a_checkpoint_scores_as_its_record_says(undisturbed):
     state = load_file(undisturbed.path / "checkpoints" / record.checkpoint)
     head = load_head(record.head_config, state)
     data = _study_data(
-        spec.store_path, spec.train_generators, spec.val_generators, spec.test_generators, "proj"
+        spec.store_path, spec.train_generators, spec.val_generators, spec.test_generators, "proj", 0, ()
     )
     logits = head.logits(data.validation.features)
     correct = ((logits > 0).float() == data.validation.labels).float().mean().item()

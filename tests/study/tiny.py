@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from causal_tune.errors import TrialFailed
-from causal_tune.features import FeatureStore, StoreSpec, finish_store, shard_ranges, write_shard
+from causal_tune.features import FeatureStore, StoreSpec, finish_store, shard_path, shard_ranges, write_shard
 from causal_tune.ledger import TrialRecord
 from causal_tune.study.run import run_study
 from causal_tune.study.space import SearchSpace, load_space
@@ -70,7 +70,12 @@ def make_store(
                 "sha256": [row[3] for row in mine],
             }
         )
-        write_shard(path, shard, table, {"proj": np.asarray([features[row] for row in span], np.float32)}, [])
+        write_shard(
+            shard_path(path, shard),
+            table,
+            {"proj": np.asarray([features[row] for row in span], np.float32)},
+            [],
+        )
     return finish_store(path, spec)
 
 

@@ -1,0 +1,260 @@
+"""The feature store: all shards of one index, encoder and preprocessing, and what they are a function of.
+
+    stores/<fingerprint>/
+        store.json         what the features are a function of, and the counts
+        shards/00000.arrow row, path, label, generator, split, sha256 and one column of float32 a layer
+        views/<view>/      shards of augmented or degraded views, with operation and parameters
+        quarantine.arrow   path, reason: the images that could not be read
+
+Shards are memory-mapped: opening a store reads no features, and a row's features are read when asked for.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from causal_tune.atomic import atomic_path, write_json
+from causal_tune.errors import StoreError
+from causal_tune.features.shards import (
+    ROW_COLUMNS,
+    STORE_FORMAT,
+    VIEW_COLUMNS,
+    read_shard,
+    shard_path,
+    shard_ranges,
+)
+from causal_tune.images.views import CLEAN
+
+__all__ = ["FeatureStore", "StoreSpec", "finish_store", "shard_paths"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreSpec:
+    """All that the bytes of a store are a function of; its hash names the store's folder."""
+
+    encoder: Mapping[str, Any]
+    """`EncoderDescription` as a dict: name, architecture, weights_sha256, mean, std, dtype, layers."""
+    preprocessing: str
+    """Version tag of the decoding policy (`images.decode.PREPROCESSING`)."""
+    index_sha256: str
+    """Content hash of the image index (`images.index.index_sha256`)."""
+    num_indexed: int
+    """Images in the index; every one is stored or quarantined."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits over every field and the store format."""
+        content = json.dumps({"format": STORE_FORMAT, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def finish_store(store_path: Path, spec: StoreSpec, views: Sequence[str] = ()) -> "FeatureStore":
+    """Check that every indexed image is stored or quarantined, write quarantine.arrow and the counts.
+
+    `views` are those that have just been made; views of earlier extractions stay listed.
+    `StoreError` where a shard is missing or the counts do not add up.
+    """
+    quarantine: list[dict[str, str]] = []
+    num_stored = 0
+    widths: dict[str, int] = {}
+    for shard, rows in enumerate(shard_ranges(spec.num_indexed)):
+        batch, reasons = _finished_shard(store_path, shard, CLEAN)
+        if batch.num_rows + len(reasons) != len(rows):
+            raise StoreError(
+                f"{shard_path(store_path, shard)} accounts for {batch.num_rows} stored and {len(reasons)} "
+                f"quarantined images; its range has {len(rows)}. Delete that file and run the same "
+                "`causal-tune extract` again."
+            )
+        widths = {
+            field.name: field.type.shape[0]
+            for field in batch.schema
+            if field.name not in (*ROW_COLUMNS, *VIEW_COLUMNS)
+        }
+        num_stored += batch.num_rows
+        quarantine += reasons
+    earlier: dict[str, Any] = {}
+    if (store_path / "store.json").exists():
+        earlier = FeatureStore(store_path).description.get("views", {})
+    counted = dict(earlier)
+    for view in views:
+        shards = [_finished_shard(store_path, shard, view) for shard in range(shard + 1)]
+        counted[view] = {
+            "num_stored": sum(batch.num_rows for batch, _ in shards),
+            "num_quarantined": sum(len(reasons) for _, reasons in shards),
+        }
+    table = pa.table(
+        {
+            "path": pa.array([item["path"] for item in quarantine], pa.string()),
+            "reason": pa.array([item["reason"] for item in quarantine], pa.string()),
+        }
+    )
+    with (
+        atomic_path(store_path / "quarantine.arrow") as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    write_json(
+        store_path / "store.json",
+        {
+            "format": STORE_FORMAT,
+            "fingerprint": spec.fingerprint,
+            **asdict(spec),
+            "layers": widths,
+            "num_stored": num_stored,
+            "num_quarantined": len(quarantine),
+            **({"views": counted} if counted else {}),
+        },
+    )
+    return FeatureStore(store_path)
+
+
+def _finished_shard(store_path: Path, shard: int, view: str) -> tuple[pa.RecordBatch, list[dict[str, str]]]:
+    path = shard_path(store_path, shard, view)
+    if not path.exists():
+        raise StoreError(f"Shard {path} is missing. Run the same `causal-tune extract` again.")
+    return read_shard(path)
+
+
+def shard_paths(store_path: Path, view: str = CLEAN) -> list[Path]:
+    """The files of a view of a finished store, whether they are there or not."""
+    description = json.loads((store_path / "store.json").read_text())
+    shards = range(len(shard_ranges(int(description["num_indexed"]))))
+    return [shard_path(store_path, shard, view) for shard in shards]
+
+
+class FeatureStore:
+    """A finished store, memory-mapped.
+
+    `StoreError` for a folder that is no store, one whose extraction has not finished, one of a
+    newer format, or one whose files do not agree with its counts.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        description_path = self.path / "store.json"
+        if not description_path.exists():
+            if (self.path / "shards").is_dir() or (self.path / "pieces").is_dir():
+                raise StoreError(
+                    f"The store {self.path} is unfinished. Run the `causal-tune extract` that began it "
+                    "again: it continues where it stopped."
+                )
+            raise StoreError(
+                f"There is no feature store at {self.path} (no store.json). Make one with "
+                "`causal-tune extract INDEX --encoder NAME`; it prints the store's path."
+            )
+        self.description: dict[str, Any] = json.loads(description_path.read_text())
+        if self.description.get("format") != STORE_FORMAT:
+            raise StoreError(
+                f"The store {self.path} has format {self.description.get('format')}; this release reads "
+                f"format {STORE_FORMAT}. Install the release that wrote it, or extract again."
+            )
+        self._views: dict[str, list[pa.RecordBatch]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash that binds encoder, preprocessing and index."""
+        return str(self.description["fingerprint"])
+
+    @property
+    def layers(self) -> dict[str, int]:
+        """Width of the features of every layer."""
+        return dict(self.description["layers"])
+
+    @property
+    def num_images(self) -> int:
+        """Images that have features."""
+        return int(self.description["num_stored"])
+
+    @property
+    def num_quarantined(self) -> int:
+        """Images that have none."""
+        return int(self.description["num_quarantined"])
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the views that are stored beside the clean one."""
+        return tuple(self.description.get("views", {}))
+
+    @cached_property
+    def rows(self) -> pa.Table:
+        """One row an image, in index order: row, path, label, generator, split, sha256."""
+        return pa.Table.from_batches([batch.select(list(ROW_COLUMNS)) for batch in self._batches(CLEAN)])
+
+    def view_rows(self, view: str) -> pa.Table:
+        """One row an image that has this view, in index order: row, ..., operation, parameters (JSON)."""
+        names = [*ROW_COLUMNS, *VIEW_COLUMNS]
+        return pa.Table.from_batches([batch.select(names) for batch in self._batches(view)])
+
+    def quarantine(self) -> pa.Table:
+        """The images without features: path, reason."""
+        with pa.memory_map(str(self.path / "quarantine.arrow")) as source:
+            return pa.ipc.open_file(source).read_all()
+
+    def features(
+        self,
+        layer: str,
+        rows: NDArray[np.int64],
+        *,
+        view: str = CLEAN,
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """The features [len(rows), d] of `layer` at these positions of `self.rows`, written to `out` if given.
+
+        `StoreError` for a layer or view that the store does not have, or an image that has no such view.
+        """
+        if layer not in self.layers:
+            raise StoreError(
+                f"The store {self.path} has no layer {layer!r}; it has {', '.join(self.layers)}. "
+                f"Extract again with `--layers {','.join([*self.layers, layer])}`."
+            )
+        positions = rows if view == CLEAN else self._positions_in_view(view, rows)
+        batches = self._batches(view)
+        starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        result = np.empty((len(rows), self.layers[layer]), dtype=np.float32) if out is None else out
+        shards = np.searchsorted(starts, positions, side="right") - 1
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            values = batches[shard].column(layer).to_numpy_ndarray()
+            result[chosen] = values[positions[chosen] - starts[shard]]
+        return result
+
+    def _positions_in_view(self, view: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        there = self.view_rows(view)["row"].to_numpy()
+        wanted = self.rows["row"].to_numpy()[rows]
+        positions: NDArray[np.int64] = np.minimum(np.searchsorted(there, wanted), max(len(there) - 1, 0))
+        found = there[positions] == wanted if len(there) else np.zeros(len(wanted), dtype=bool)
+        if not found.all():
+            path = self.rows["path"][int(rows[np.flatnonzero(~found)[0]])]
+            raise StoreError(
+                f"{int((~found).sum()):,} of {len(rows):,} images have no view {view!r} in {self.path}, such as "
+                f"{path}. A training view is made of images that are not of split test, a degraded one of "
+                "images that are not of split train."
+            )
+        return positions
+
+    def _batches(self, view: str) -> list[pa.RecordBatch]:
+        if view not in self._views:
+            counts = self.description if view == CLEAN else self.description.get("views", {}).get(view)
+            if counts is None:
+                raise StoreError(
+                    f"The store {self.path} has no view {view!r}; it has {', '.join((CLEAN, *self.views))}. "
+                    "Make it with the same `causal-tune extract` and `--views K` or `--degrade NAMES`."
+                )
+            batches = [read_shard(path)[0] for path in shard_paths(self.path, view)]
+            found = sum(batch.num_rows for batch in batches)
+            if found != counts["num_stored"]:
+                raise StoreError(
+                    f"The shards of {self.path} hold {found} images of the view {view!r} and its store.json says "
+                    f"{counts['num_stored']}. Delete the store's folder and extract again."
+                )
+            self._views[view] = batches
+        return self._views[view]
