@@ -19,6 +19,7 @@ COMMANDS = {
     "encoders": ("data", "List the encoders there are."),
     "fetch": ("data", "Bring and verify an encoder's weights."),
     "extract": ("extract", "Encode the images of an index into the feature store."),
+    "stores": ("stores", "List, merge and clear the feature stores of a workspace."),
     "tune": ("tune", "Create, continue or extend a study."),
     "leaderboard": ("leaderboard", "Show the best trials of a study."),
     "export": ("export", "Export a study's winner as a detector."),
