@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
-
 from causal_tune.errors import StudyError
 
 __all__ = ["connected"]
@@ -26,6 +24,8 @@ def connected(address: str | None = None) -> Iterator[None]:
     set inside `ray job submit`), and without that a local Ray is started and ended again. An
     already connected process stays as it is. `StudyError` where the cluster does not answer.
     """
+    import ray  # here, for what needs no Ray need not wait for it
+
     if ray.is_initialized():
         yield
         return

@@ -19,8 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
 from numpy.typing import NDArray
 
 from causal_tune import cluster
@@ -432,6 +430,8 @@ def _encode(
     num_actors: int | None,
     gpus_per_actor: float,
 ) -> Iterator[Mapping[str, Any]]:
+    import ray.data  # here, for it takes seconds that a store which is finished need not wait
+
     resources = ray.cluster_resources()
     plan = plan_actors(
         num_cpus=int(resources.get("CPU", 1)),

@@ -1,5 +1,6 @@
 """The image index: one row an image, in Parquet, with its version in the schema's metadata."""
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -116,10 +117,20 @@ def index_sha256(table: pa.Table) -> str:
     changes.
     """
     digest = hashlib.sha256(b"causal-tune index 1\n")
+    quoted = functools.lru_cache(maxsize=None)(json.dumps)  # of few names, on many rows
     for batch in table.select(["sha256", "label", "generator", "split"]).to_batches(max_chunksize=65536):
         columns = [column.to_pylist() for column in batch.columns]
-        digest.update("".join(json.dumps(row) + "\n" for row in zip(*columns, strict=True)).encode())
+        digest.update(
+            "".join(
+                f"[{_quoted_digest(sha256)}, {label}, {quoted(generator)}, {quoted(split)}]\n"
+                for sha256, label, generator, split in zip(*columns, strict=True)
+            ).encode()
+        )
     return digest.hexdigest()
+
+
+def _quoted_digest(sha256: str | None) -> str:
+    return "null" if sha256 is None else f'"{sha256}"'  # hexadecimal digits: nothing to escape
 
 
 def counts(table: pa.Table) -> list[GeneratorCounts]:

@@ -23,7 +23,6 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
 from causal_tune.images.decode import crop, decode_crop, decode_upright, read_image_bytes, recompress
@@ -170,6 +169,8 @@ def _augmented(image: Image.Image, number: int, digest: str, preprocessing: Prep
 
 
 def _blur(image: Image.Image, sigma: float) -> Image.Image:
+    from scipy.ndimage import gaussian_filter  # here, for it is not needed where nothing is blurred
+
     return Image.fromarray(gaussian_filter(np.asarray(image), sigma=(sigma, sigma, 0)))
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 
@@ -193,3 +194,13 @@ def test_metadata_is_json_that_others_can_read(tmp_path):
     metadata = pq.read_schema(io.BytesIO((tmp_path / "i.parquet").read_bytes())).metadata
     assert metadata[b"causal_tune.index.version"] == b"1"
     assert json.loads(metadata[b"causal_tune.index.skipped"]) == {"hidden": 2}
+
+
+def test_the_hash_of_an_index_is_that_of_its_rows_as_json() -> None:
+    rows = [("ab12", 1, 'sd "1.4" é', "train"), (None, 0, "big\\gan\n", ""), ("ff", 1, 'sd "1.4" é', "val")]
+    columns = dict(
+        zip(("sha256", "label", "generator", "split"), map(list, zip(*rows, strict=True)), strict=True)
+    )
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    expected = hashlib.sha256(b"causal-tune index 1\n" + lines.encode()).hexdigest()
+    assert index_sha256(pa.table(columns)) == expected
