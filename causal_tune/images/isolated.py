@@ -204,6 +204,7 @@ def serve(connection_descriptor: int, file: int) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
     with Connection(connection_descriptor) as connection:
         connection.send("ready")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print about a file, its reason says
         while True:
             try:
                 question = connection.recv_bytes()
