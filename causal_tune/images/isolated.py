@@ -54,6 +54,9 @@ _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MA
 _HEAD = struct.Struct("<QQ")
 """Head of the file: number of the question, and how many of its calls are answered in what follows."""
 
+_ANSWER = struct.Struct("<QQ")
+"""Head of an answer: bytes of the sizes of its arrays, and of its pickle, both of which precede the arrays."""
+
 _threads = threading.local()
 
 
@@ -140,7 +143,7 @@ class _Child:
         self._num_questions += 1
         file, dead = self._file, False
         try:
-            self._connection.send((self._num_questions, function, calls, limit_s))
+            self._connection.send((self._num_questions, pickle.dumps((function, calls, limit_s))))
             self._connection.recv()
         except (EOFError, OSError):
             file, dead = os.dup(file), True  # stopping closes it
@@ -171,11 +174,8 @@ def _write_answer(file: int, offset: int, answer: tuple[bool, Any]) -> int:
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
-    record = pickle.dumps((body, [view.nbytes for view in views]))
-    parts: list[bytes | memoryview] = [len(record).to_bytes(8, "little"), record, *views]
-    for part in parts:
-        offset += os.pwrite(file, part, offset)
-    return offset
+    sizes = struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views))
+    return offset + os.pwritev(file, [_ANSWER.pack(len(sizes), len(body)), sizes, body, *views], offset)
 
 
 def _read_answers(file: int, question: int) -> Iterator[tuple[bool, Any]]:
@@ -183,13 +183,14 @@ def _read_answers(file: int, question: int) -> Iterator[tuple[bool, Any]]:
     number, num_answers = _HEAD.unpack(os.pread(file, _HEAD.size, 0))
     offset = _HEAD.size
     for _ in range(num_answers if number == question else 0):
-        num_bytes = int.from_bytes(os.pread(file, 8, offset), "little")
-        body, sizes = pickle.loads(os.pread(file, num_bytes, offset + 8))
-        offset += 8 + num_bytes
-        buffers = [np.empty(size, np.uint8).data for size in sizes]
-        for buffer in buffers:
-            offset += os.preadv(file, [buffer], offset)
-        yield pickle.loads(body, buffers=buffers)
+        num_bytes, num_body = _ANSWER.unpack(os.pread(file, _ANSWER.size, offset))
+        offset += _ANSWER.size
+        text = os.pread(file, num_bytes + num_body, offset)
+        offset += len(text)
+        buffers = [np.empty(size, np.uint8).data for (size,) in struct.iter_unpack("<Q", text[:num_bytes])]
+        if buffers:
+            offset += os.preadv(file, buffers, offset)
+        yield pickle.loads(text[num_bytes:], buffers=buffers)
 
 
 def serve(connection_descriptor: int, file: int) -> None:
@@ -207,22 +208,28 @@ def serve(connection_descriptor: int, file: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print about a file, its reason says
         while True:
             try:
-                question = connection.recv_bytes()
+                number, question = connection.recv()
             except EOFError:
                 return
-            _answer(question, file)
+            offset = _HEAD.size
+            for num_done, answer in enumerate(_answers(question), start=1):
+                offset = _write_answer(file, offset, answer)
+                os.pwrite(file, _HEAD.pack(number, num_done), 0)  # last: an answer is whole or not counted
             connection.send("done")
 
 
-def _answer(message: bytes, file: int) -> None:
-    question, function, calls, limit_s = pickle.loads(message)
-    offset = _HEAD.size
-    for num_done, call in enumerate(calls, start=1):
+def _answers(question: bytes) -> Iterator[tuple[bool, Any]]:
+    """(True, result) or (False, what was raised) for each call; raised errors are the other side's to judge."""
+    try:
+        function, calls, limit_s = pickle.loads(question)
+    except Exception as error:  # noqa: BLE001  the function's module cannot be imported here
+        yield False, error
+        return
+    for call in calls:
         signal.setitimer(signal.ITIMER_REAL, limit_s)
         try:
             answer = True, function(*call)
-        except Exception as error:  # noqa: BLE001  raised again by the caller's side
+        except Exception as error:  # noqa: BLE001
             answer = False, error
         signal.setitimer(signal.ITIMER_REAL, 0)
-        offset = _write_answer(file, offset, answer)
-        os.pwrite(file, _HEAD.pack(question, num_done), 0)  # last: an answer is whole or not counted
+        yield answer

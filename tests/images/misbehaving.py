@@ -35,3 +35,7 @@ def fail(_: int) -> None:
 
 def modules() -> list[str]:
     return sorted(sys.modules)
+
+
+def only_here() -> None:
+    """Its module is given another name by the test."""

@@ -86,11 +86,15 @@ def test_a_child_that_is_killed_from_outside_costs_no_image(tmp_path) -> None:
     assert outcomes(divmod, [(7, 2)]) == [(3, 1)]
 
 
-def test_a_bug_is_raised_not_quarantined() -> None:
+def test_a_bug_is_raised_not_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError, match="a bug"):
         outcomes(misbehaving.fail, [(1,)])
     with pytest.raises((AttributeError, TypeError)):  # cannot be pickled
         outcomes(lambda: 1, [()])
+    monkeypatch.setattr(misbehaving.only_here, "__module__", "nowhere")  # not to be imported in the child
+    monkeypatch.setitem(sys.modules, "nowhere", misbehaving)
+    with pytest.raises(ModuleNotFoundError, match="nowhere"):
+        outcomes(misbehaving.only_here, [()] * 3)
     assert outcomes(divmod, [(7, 2)]) == [(3, 1)]
 
 
