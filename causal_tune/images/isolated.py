@@ -5,8 +5,8 @@ reads it. So images are decoded in a child, one for each thread that asks, start
 used for all later ones: a start costs as much as decoding some sixty images.
 
 The child is a fresh interpreter (`subprocess`), neither forked (a Ray worker has threads that hold locks)
-nor started by `multiprocessing`, which would import the caller's main module again. It guards itself: an
-alarm whose action is death ends a call that takes too long, even inside C; a limit of its address space
+nor started by `multiprocessing`, which would import the caller's main module again. It guards itself:
+alarms whose action is death end a call that takes too long, even inside C; a limit of its address space
 turns a blow-up into a failed allocation. It ends when its connection closes, so it outlives nobody.
 
 Questions and the word that they are answered pass through a socket, some dozen calls at a time: to wake
@@ -32,12 +32,15 @@ from PIL import AvifImagePlugin
 
 from causal_tune.errors import UnreadableImage
 
-__all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "isolated", "serve"]
+__all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "PATIENCE", "isolated", "serve"]
 
 T = TypeVar("T")
 
 LIMIT_S = 30.0
-"""Wall time after which a call is ended: ten times what the largest images take."""
+"""Processor time after which a call is ended: ten times what the largest images take."""
+
+PATIENCE = 10
+"""Times the limit, by the clock, after which a call is ended too: it waits for something that does not come."""
 
 MAX_MEMORY_BYTES = 4 * 2**30
 """Address space of the child: an image of `MAX_PIXELS` passes in every mode."""
@@ -66,9 +69,10 @@ def isolated(
     """`function(*call)` for each of `calls`, in order, computed in this thread's child process.
 
     An `UnreadableImage` that `function` raises stands in the place of its result; so does one for a call
-    that kills the child (twice, so that whoever kills the child from outside costs no image), takes longer
-    than `limit_s` seconds or needs more memory than `MAX_MEMORY_BYTES`. Any other exception is raised here.
-    `function` has to be one of a module, which is imported in the child.
+    that kills the child (twice, so that whoever kills the child from outside costs no image), needs more
+    than `limit_s` seconds of processor time (so that a busy machine costs no image either), `PATIENCE` times
+    that by the clock, or more memory than `MAX_MEMORY_BYTES`. Any other exception is raised here. `function`
+    has to be one of a module, which is imported in the child.
 
     >>> list(isolated(os.path.basename, [("/a/b.png",), ("/a/c.png",)]))
     ['b.png', 'c.png']
@@ -89,7 +93,7 @@ def isolated(
         num_done += len(answers)
         if status is not None:
             num_deaths = 1 if answers else num_deaths + 1
-            if status == -signal.SIGALRM or num_deaths == 2:
+            if status in (-signal.SIGPROF, -signal.SIGALRM) or num_deaths == 2:
                 yield UnreadableImage(_death(status, limit_s))
                 num_done += 1
                 num_deaths = 0
@@ -104,8 +108,10 @@ def _this_threads_child() -> "_Child":
 
 
 def _death(status: int, limit_s: float) -> str:
+    if status == -signal.SIGPROF:
+        return f"decoding took more than {limit_s:g} s of processor time"
     if status == -signal.SIGALRM:
-        return f"decoding took longer than {limit_s:g} s"
+        return f"decoding took longer than {PATIENCE * limit_s:g} s"
     if status == -signal.SIGKILL:  # what the kernel sends when memory runs out
         return "the decoder was killed (signal 9), probably for want of memory"
     return f"the decoder crashed ({f'signal {-status}' if status < 0 else f'exit code {status}'})"
@@ -196,8 +202,9 @@ def _read_answers(file: int, question: int) -> Iterator[tuple[bool, Any]]:
 def serve(connection_descriptor: int, file: int) -> None:
     """The child's life: answer questions until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # death, without waiting for Python's turn
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for alarm in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(alarm, signal.SIG_DFL)  # death, without waiting for Python's turn
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF, signal.SIGALRM})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
@@ -226,10 +233,16 @@ def _answers(question: bytes) -> Iterator[tuple[bool, Any]]:
         yield False, error
         return
     for call in calls:
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
+        _set_alarms(limit_s)
         try:
             answer = True, function(*call)
         except Exception as error:  # noqa: BLE001
             answer = False, error
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_alarms(0)
         yield answer
+
+
+def _set_alarms(limit_s: float) -> None:
+    """Of this process's own time, and by the clock; 0 takes them back."""
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * limit_s)

@@ -56,23 +56,20 @@ def test_an_exit_costs_one_call() -> None:
     assert outcomes(os._exit, [(3,)]) == ["the decoder crashed (exit code 3)"]
 
 
-def test_a_hang_costs_one_call_and_the_limit() -> None:
+def test_a_call_that_waits_for_ever_costs_itself() -> None:
     begin = time.monotonic()
-    assert outcomes(time.sleep, [(0,), (60,), (0,)], limit_s=0.4) == [
-        None,
-        "decoding took longer than 0.4 s",
-        None,
-    ]
-    assert time.monotonic() - begin < 20
+    reason = "decoding took longer than 0.5 s"
+    assert outcomes(time.sleep, [(0,), (60,), (0,)], limit_s=0.05) == [None, reason, None]
+    assert time.monotonic() - begin < 30
 
 
-def test_a_hang_in_c_that_never_returns_to_python_ends_too() -> None:
+def test_a_call_that_never_returns_from_c_costs_itself() -> None:
     words = ("(a+)+$", "a" * 64 + "b")
-    assert outcomes(re.match, [words], limit_s=0.4) == ["decoding took longer than 0.4 s"]
+    assert outcomes(re.match, [words], limit_s=0.3) == ["decoding took more than 0.3 s of processor time"]
 
 
 def test_the_limit_is_for_one_call_not_for_all() -> None:
-    assert outcomes(time.sleep, [(0.1,)] * 8, limit_s=0.6) == [None] * 8
+    assert outcomes(time.sleep, [(0.1,)] * 8, limit_s=0.06) == [None] * 8
 
 
 def test_hunger_costs_one_call() -> None:
