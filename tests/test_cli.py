@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from causal_tune.cli import COMMANDS, main
+from causal_tune.clip import load_encoder
 from causal_tune.detector import load_detector
 from causal_tune.errors import DetectorError
 from causal_tune.features import FeatureStore
@@ -146,7 +147,13 @@ def test_preprocessing_is_chosen_on_the_command_line(finished: Finished, tmp_pat
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["preprocessing"] == "center-crop-224/v1+small=reflect+recompress=90"
-    assert FeatureStore(document["store"]).description["preprocessing"] == document["preprocessing"]
+    store = FeatureStore(document["store"])
+    assert store.description["preprocessing"] == document["preprocessing"]
+    assert FeatureStore(finished.store).description["preprocessing"] == "center-crop-224/v1"
+    chosen = Preprocessing(small="reflect", recompress=90)
+    crops = [read_crop(path, chosen) for path in store.rows["path"].to_pylist()]
+    expected = load_encoder("tiny-random", layers=("proj",)).encode(np.stack(crops))["proj"]
+    np.testing.assert_array_equal(store.features("proj", np.arange(len(crops))), expected)
     for words in (("--small", "stretch"), ("--recompress", 101), ("--recompress", 0)):
         result = run_cli("extract", index, *options, *words)
         assert result.exit_code == 2

@@ -6,19 +6,15 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import ray
 
-from causal_tune.clip import load_encoder
 from causal_tune.errors import InvalidConfig, StudyError, WeightsError
 from causal_tune.extraction import Progress, _tasks, decode_shard, extract, plan_actors
 from causal_tune.features import FeatureStore
-from causal_tune.images.decode import read_crop
 from causal_tune.images.index import write_index
 from causal_tune.images.layouts import build_index
-from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.lock import owned
 from tests.conftest import draw, write_images
 from tests.images import misbehaving
@@ -142,20 +138,6 @@ def test_files_that_end_their_decoder_cost_themselves_only_in_a_ray_task(
         "crash.png": "the decoder crashed (signal 11)",
         "hunger.png": "decoding needs more than 4 GiB of memory",
     }
-
-
-def test_preprocessing_names_the_store_and_makes_its_crops(
-    index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
-) -> None:
-    chosen = Preprocessing(small="pad", recompress=60)
-    store = extract(index, encoder="tiny-random", workspace=tmp_path, preprocessing=chosen).store
-    assert store.description["preprocessing"] == chosen.name == "center-crop-224/v1+small=pad+recompress=60"
-    assert undisturbed.description["preprocessing"] == "center-crop-224/v1"
-    assert store.fingerprint != undisturbed.fingerprint
-    encoder = load_encoder("tiny-random", layers=("proj",))
-    row = store.rows.slice(5, 1).to_pylist()[0]
-    expected = encoder.encode(read_crop(row["path"], chosen)[None])["proj"]
-    np.testing.assert_array_equal(store.features("proj", np.array([5])), expected)
 
 
 def test_wrong_sizes_and_unfetched_weights_are_refused_before_any_work(
