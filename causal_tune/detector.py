@@ -41,6 +41,7 @@ class Scored:
     """One image: a score and a verdict, or the reason why there is none."""
 
     path: str
+    """Bytes of a name that are not UTF-8 are shown as `\\xff`: tables of scores hold text."""
     score: float | None
     """Probability that the image is generated, in [0, 1]."""
     verdict: str | None
@@ -122,10 +123,16 @@ class Detector:
                 scores: Iterator[float] = iter(() if values is None else values.tolist())
                 for path, crop in batch:
                     if isinstance(crop, UnreadableImage):
-                        yield Scored(path=str(path), score=None, verdict=None, reason=str(crop))
+                        yield Scored(path=_as_text(path), score=None, verdict=None, reason=str(crop))
                     else:
                         score = next(scores)
-                        yield Scored(path=str(path), score=score, verdict=self.verdict(score), reason=None)
+                        yield Scored(
+                            path=_as_text(path), score=score, verdict=self.verdict(score), reason=None
+                        )
+
+
+def _as_text(path: Path) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def load_detector(path: Path | str) -> Detector:

@@ -3,6 +3,7 @@
 import csv
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from causal_tune.cli import COMMANDS, main
+from causal_tune.clip import load_encoder
 from causal_tune.detector import load_detector
 from causal_tune.errors import DetectorError
 from causal_tune.features import FeatureStore
+from causal_tune.images.decode import read_crop
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.ledger import Ledger
 from tests.conftest import Finished, draw, run_cli, write_images
 
@@ -106,6 +110,62 @@ def test_predict_gives_every_image_a_score_or_a_reason(finished: Finished, tmp_p
     assert rows["text.jpg"]["reason"]
     assert "4 of 6 images could not be scored" in " ".join(result.output.split())
     assert "1 files of the folders have no image suffix" in result.output
+
+
+def test_a_detector_decodes_as_it_was_trained(finished: Finished, tmp_path: Path) -> None:
+    image = finished.images.parent / "alpha" / "real" / "000.png"
+    copy = tmp_path / "copy"
+    shutil.copytree(finished.detector, copy)
+    description = json.loads((copy / "detector.json").read_text())
+    assert description["preprocessing"] == "center-crop-224/v1"
+
+    def score(preprocessing: str) -> float:
+        (copy / "detector.json").write_text(json.dumps({**description, "preprocessing": preprocessing}))
+        (row,) = json.loads(run_cli("predict", copy, image, "--json").stdout)["scores"]
+        return row["score"]
+
+    detector = load_detector(finished.detector)
+    for chosen in (Preprocessing(), Preprocessing(small="pad"), Preprocessing(recompress=30)):
+        features = detector.encoder().encode(read_crop(image, chosen)[None])[detector.layer]
+        assert score(chosen.name) == pytest.approx(float(detector.score_features(features)[0]), abs=1e-6)
+    assert score("center-crop-224/v1") != score("center-crop-224/v1+small=pad")
+
+    unknown = {**description, "preprocessing": "center-crop-224/v9"}
+    (copy / "detector.json").write_text(json.dumps(unknown))
+    result = run_cli("predict", copy, image)
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert "was exported by causal-tune" in message
+    assert "'center-crop-224/v9' is not known to this release" in message
+
+
+def test_preprocessing_is_chosen_on_the_command_line(finished: Finished, tmp_path: Path) -> None:
+    options = ("--encoder", "tiny-random", "--workspace", tmp_path, "--json")
+    images = write_images(tmp_path / "images", {"alpha": 2})
+    index = tmp_path / "index.parquet"
+    run_cli("index", images, "--layout", "csv", "-o", index)
+    result = run_cli("extract", index, *options, "--small", "reflect", "--recompress", 90)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["preprocessing"] == "center-crop-224/v1+small=reflect+recompress=90"
+    store = FeatureStore(document["store"])
+    assert store.description["preprocessing"] == document["preprocessing"]
+    assert FeatureStore(finished.store).description["preprocessing"] == "center-crop-224/v1"
+    chosen = Preprocessing(small="reflect", recompress=90)
+    crops = [read_crop(path, chosen) for path in store.rows["path"].to_pylist()]
+    expected = load_encoder("tiny-random", layers=("proj",)).encode(np.stack(crops))["proj"]
+    np.testing.assert_array_equal(store.features("proj", np.arange(len(crops))), expected)
+    for words in (("--small", "stretch"), ("--recompress", 101), ("--recompress", 0)):
+        result = run_cli("extract", index, *options, *words)
+        assert result.exit_code == 2
+        assert str(words[1]) in result.output
+
+
+@pytest.mark.parametrize("job", ["tune_sd14.py", "heads_sd14.py", "ablation_sd14.py"])
+def test_jobs_choose_preprocessing_too(job: str) -> None:
+    command = runpy.run_path(str(JOB.with_name(job)))["main"]
+    assert {"--small", "--recompress"} <= {option for param in command.params for option in param.opts}
+    assert {"small", "recompress"} <= {param.name for param in command.params}
 
 
 def test_predict_writes_parquet_and_json_alike(finished: Finished, tmp_path: Path) -> None:

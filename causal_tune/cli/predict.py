@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.markup import escape
 
 from causal_tune.atomic import atomic_path
 from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
@@ -72,9 +73,9 @@ def _show_scores(
     columns = ["path", "score", "verdict<"]
     rows = [
         [
-            result.path,
+            escape(result.path),
             "-" if result.score is None else f"{result.score:.4f}",
-            result.verdict or f"- {result.reason}",
+            result.verdict or escape(f"- {result.reason}"),
         ]
         for result in results[:most]
     ]
@@ -97,7 +98,7 @@ def write_scores(results: Sequence[Scored], path: Path) -> None:
         if path.suffix.lower() == ".parquet":
             pq.write_table(pa.Table.from_pylist([asdict(result) for result in results]), temporary)
             return
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["path", "score", "verdict", "reason"])
             writer.writeheader()
             writer.writerows(asdict(result) for result in results)

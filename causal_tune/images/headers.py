@@ -62,6 +62,8 @@ _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"iCCP", b"iTXt", b"tEXt", b"zTXt")
 
+_MAX_SIDE = 2**31 - 1  # what Pillow and the index can hold; a TIFF can name more
+
 _MAX_REASON = 160
 
 
@@ -103,11 +105,14 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     _check_num_bytes(len(data))
     name = _format(data)
     try:
-        return Image.OPEN[name][0](io.BytesIO(data), "")
+        image = Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as error:  # whatever a plugin raises on a damaged header becomes the reason
         if name == "PNG" and exceeds_text_limit(error):
             return open_image(without_text(data))
         raise unreadable(name, data, error) from error
+    if max(image.size) > _MAX_SIDE:
+        check_pixels(image)
+    return image
 
 
 def check_pixels(image: Image.Image) -> None:
@@ -136,7 +141,9 @@ def _format(data: bytes) -> str:
         if accepted:
             return name
     names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    raise UnreadableImage(f"not a {names} image: begins with {data[:12]!r}")
+    start = data[:12].decode("latin-1")
+    shown = repr(start) if start.isascii() and start.isprintable() else f"the bytes {data[:4].hex(' ')}"
+    raise UnreadableImage(f"not a {names} image: begins with {shown}")
 
 
 def _brands(data: bytes) -> set[bytes]:
@@ -184,16 +191,17 @@ def unreadable(name: str | None, data: bytes, error: Exception) -> UnreadableIma
     """What a decoder of the format `name` raised, as one short line that is the same for the same bytes."""
     if isinstance(error, UnreadableImage):
         return error
-    text = " ".join(str(error).split())
+    text = re.sub(r"b'(\w+)'", r"\1", " ".join(str(error).split()))
     if isinstance(error, Image.DecompressionBombError):  # WebP checks before its size can be asked for
         found = re.search(r"\d+", text)
         return UnreadableImage(_too_many_pixels(int(found[0]) if found else None))
     cut_webp = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if cut_webp or "truncated" in text.lower():
+    if cut_webp or re.search("truncated|end of file", text, re.IGNORECASE):
         return truncated(name or "image", len(data))
     if isinstance(error, MemoryError):
         return UnreadableImage(f"{name}: decoding needs more memory than there is")
-    if isinstance(error, (struct.error, IndexError, EOFError)):  # their texts speak of buffers and offsets
+    # Pillow hands some of these on as SyntaxErrors; their texts speak of buffers and offsets
+    if {type(error), type(error.__cause__)} & {struct.error, IndexError, EOFError}:
         text = "a part of it is missing or too short"
     if text == "not identified by this driver":  # Pillow's words for a header without pixels or mode
         text = "its header names no pixels, or no known pixel mode"

@@ -5,8 +5,8 @@ reads it. So images are decoded in a child, one for each thread that asks, start
 used for all later ones: a start costs as much as decoding some sixty images.
 
 The child is a fresh interpreter (`subprocess`), neither forked (a Ray worker has threads that hold locks)
-nor started by `multiprocessing`, which would import the caller's main module again. It guards itself: an
-alarm whose action is death ends a call that takes too long, even inside C; a limit of its address space
+nor started by `multiprocessing`, which would import the caller's main module again. It guards itself:
+alarms whose action is death end a call that takes too long, even inside C; a limit of its address space
 turns a blow-up into a failed allocation. It ends when its connection closes, so it outlives nobody.
 
 Questions and the word that they are answered pass through a socket, some dozen calls at a time: to wake
@@ -32,12 +32,15 @@ from PIL import AvifImagePlugin
 
 from causal_tune.errors import UnreadableImage
 
-__all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "isolated", "serve"]
+__all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "PATIENCE", "isolated", "serve"]
 
 T = TypeVar("T")
 
 LIMIT_S = 30.0
-"""Wall time after which a call is ended: ten times what the largest images take."""
+"""Processor time after which a call is ended: ten times what the largest images take."""
+
+PATIENCE = 10
+"""Times the limit, by the clock, after which a call is ended too: it waits for something that does not come."""
 
 MAX_MEMORY_BYTES = 4 * 2**30
 """Address space of the child: an image of `MAX_PIXELS` passes in every mode."""
@@ -54,6 +57,9 @@ _FRUGAL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MA
 _HEAD = struct.Struct("<QQ")
 """Head of the file: number of the question, and how many of its calls are answered in what follows."""
 
+_ANSWER = struct.Struct("<QQ")
+"""Head of an answer: bytes of the sizes of its arrays, and of its pickle, both of which precede the arrays."""
+
 _threads = threading.local()
 
 
@@ -63,9 +69,10 @@ def isolated(
     """`function(*call)` for each of `calls`, in order, computed in this thread's child process.
 
     An `UnreadableImage` that `function` raises stands in the place of its result; so does one for a call
-    that kills the child (twice, so that whoever kills the child from outside costs no image), takes longer
-    than `limit_s` seconds or needs more memory than `MAX_MEMORY_BYTES`. Any other exception is raised here.
-    `function` has to be one of a module, which is imported in the child.
+    that kills the child (twice, so that whoever kills the child from outside costs no image), needs more
+    than `limit_s` seconds of processor time (so that a busy machine costs no image either), `PATIENCE` times
+    that by the clock, or more memory than `MAX_MEMORY_BYTES`. Any other exception is raised here. `function`
+    has to be one of a module, which is imported in the child.
 
     >>> list(isolated(os.path.basename, [("/a/b.png",), ("/a/c.png",)]))
     ['b.png', 'c.png']
@@ -86,7 +93,7 @@ def isolated(
         num_done += len(answers)
         if status is not None:
             num_deaths = 1 if answers else num_deaths + 1
-            if status == -signal.SIGALRM or num_deaths == 2:
+            if status in (-signal.SIGPROF, -signal.SIGALRM) or num_deaths == 2:
                 yield UnreadableImage(_death(status, limit_s))
                 num_done += 1
                 num_deaths = 0
@@ -101,8 +108,10 @@ def _this_threads_child() -> "_Child":
 
 
 def _death(status: int, limit_s: float) -> str:
+    if status == -signal.SIGPROF:
+        return f"decoding took more than {limit_s:g} s of processor time"
     if status == -signal.SIGALRM:
-        return f"decoding took longer than {limit_s:g} s"
+        return f"decoding took longer than {PATIENCE * limit_s:g} s"
     if status == -signal.SIGKILL:  # what the kernel sends when memory runs out
         return "the decoder was killed (signal 9), probably for want of memory"
     return f"the decoder crashed ({f'signal {-status}' if status < 0 else f'exit code {status}'})"
@@ -140,7 +149,7 @@ class _Child:
         self._num_questions += 1
         file, dead = self._file, False
         try:
-            self._connection.send((self._num_questions, function, calls, limit_s))
+            self._connection.send((self._num_questions, pickle.dumps((function, calls, limit_s))))
             self._connection.recv()
         except (EOFError, OSError):
             file, dead = os.dup(file), True  # stopping closes it
@@ -171,11 +180,8 @@ def _write_answer(file: int, offset: int, answer: tuple[bool, Any]) -> int:
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(answer, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]
-    record = pickle.dumps((body, [view.nbytes for view in views]))
-    parts: list[bytes | memoryview] = [len(record).to_bytes(8, "little"), record, *views]
-    for part in parts:
-        offset += os.pwrite(file, part, offset)
-    return offset
+    sizes = struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views))
+    return offset + os.pwritev(file, [_ANSWER.pack(len(sizes), len(body)), sizes, body, *views], offset)
 
 
 def _read_answers(file: int, question: int) -> Iterator[tuple[bool, Any]]:
@@ -183,20 +189,22 @@ def _read_answers(file: int, question: int) -> Iterator[tuple[bool, Any]]:
     number, num_answers = _HEAD.unpack(os.pread(file, _HEAD.size, 0))
     offset = _HEAD.size
     for _ in range(num_answers if number == question else 0):
-        num_bytes = int.from_bytes(os.pread(file, 8, offset), "little")
-        body, sizes = pickle.loads(os.pread(file, num_bytes, offset + 8))
-        offset += 8 + num_bytes
-        buffers = [np.empty(size, np.uint8).data for size in sizes]
-        for buffer in buffers:
-            offset += os.preadv(file, [buffer], offset)
-        yield pickle.loads(body, buffers=buffers)
+        num_bytes, num_body = _ANSWER.unpack(os.pread(file, _ANSWER.size, offset))
+        offset += _ANSWER.size
+        text = os.pread(file, num_bytes + num_body, offset)
+        offset += len(text)
+        buffers = [np.empty(size, np.uint8).data for (size,) in struct.iter_unpack("<Q", text[:num_bytes])]
+        if buffers:
+            offset += os.preadv(file, buffers, offset)
+        yield pickle.loads(text[num_bytes:], buffers=buffers)
 
 
 def serve(connection_descriptor: int, file: int) -> None:
     """The child's life: answer questions until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # death, without waiting for Python's turn
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    for alarm in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(alarm, signal.SIG_DFL)  # death, without waiting for Python's turn
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF, signal.SIGALRM})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     limit = MAX_MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, MAX_MEMORY_BYTES)
@@ -204,24 +212,37 @@ def serve(connection_descriptor: int, file: int) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
     with Connection(connection_descriptor) as connection:
         connection.send("ready")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries print about a file, its reason says
         while True:
             try:
-                question = connection.recv_bytes()
+                number, question = connection.recv()
             except EOFError:
                 return
-            _answer(question, file)
+            offset = _HEAD.size
+            for num_done, answer in enumerate(_answers(question), start=1):
+                offset = _write_answer(file, offset, answer)
+                os.pwrite(file, _HEAD.pack(number, num_done), 0)  # last: an answer is whole or not counted
             connection.send("done")
 
 
-def _answer(message: bytes, file: int) -> None:
-    question, function, calls, limit_s = pickle.loads(message)
-    offset = _HEAD.size
-    for num_done, call in enumerate(calls, start=1):
-        signal.setitimer(signal.ITIMER_REAL, limit_s)
+def _answers(question: bytes) -> Iterator[tuple[bool, Any]]:
+    """(True, result) or (False, what was raised) for each call; raised errors are the other side's to judge."""
+    try:
+        function, calls, limit_s = pickle.loads(question)
+    except Exception as error:  # noqa: BLE001  the function's module cannot be imported here
+        yield False, error
+        return
+    for call in calls:
+        _set_alarms(limit_s)
         try:
             answer = True, function(*call)
-        except Exception as error:  # noqa: BLE001  raised again by the caller's side
+        except Exception as error:  # noqa: BLE001
             answer = False, error
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        offset = _write_answer(file, offset, answer)
-        os.pwrite(file, _HEAD.pack(question, num_done), 0)  # last: an answer is whole or not counted
+        _set_alarms(0)
+        yield answer
+
+
+def _set_alarms(limit_s: float) -> None:
+    """Of this process's own time, and by the clock; 0 takes them back."""
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * limit_s)

@@ -32,7 +32,7 @@ from causal_tune.images.csv_layout import list_csv
 from causal_tune.images.entries import GENERATED, REAL, Entry, Listing
 from causal_tune.images.facts import FileFacts, read_facts
 from causal_tune.images.index import INDEX_SCHEMA, with_skipped
-from causal_tune.images.walk import IMAGE_SUFFIXES, Tree, list_images
+from causal_tune.images.walk import IMAGE_SUFFIXES, Tree, is_utf8, list_images
 from causal_tune.registry import look_up
 
 __all__ = [
@@ -233,6 +233,12 @@ def _read_all(paths: list[str], progress: Callable[[int, int], None] | None) -> 
 
 
 def _check_entries(listing: Listing, layout: str) -> None:
+    if not all(is_utf8(entry.path) for entry in listing.entries):
+        path = next(entry.path for entry in listing.entries if not is_utf8(entry.path))
+        raise IndexingError(
+            f"The path {path!r} is not UTF-8, and an index holds text. Rename the folder whose name is not, "
+            "or name the images by a link to it."
+        )
     numbers = Counter((entry.path, entry.generator) for entry in listing.entries)
     if twice := sorted(key for key, number in numbers.items() if number > 1):
         path, generator = twice[0]

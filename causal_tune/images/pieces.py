@@ -4,6 +4,7 @@ Everything that passes between processes is plain: Arrow bytes, JSON, one array 
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from causal_tune.images.views import ViewCrop, read_views
 __all__ = ["decode_piece", "rows_from_bytes", "rows_to_bytes"]
 
 
-def decode_piece(task: dict[str, Any]) -> dict[str, Any]:
+def decode_piece(
+    task: dict[str, Any], read: Callable[..., list[ViewCrop | str]] = read_views
+) -> dict[str, Any]:
     """Read and decode the images of one piece.
 
     `task` holds `piece` (its place in the list of all), `rows` (index rows as Arrow bytes), `preprocessing`
@@ -29,6 +32,7 @@ def decode_piece(task: dict[str, Any]) -> dict[str, Any]:
     The result holds `piece` and `rows` as they were, `crops` (uint8 [n, 224, 224, 3], view by view) and
     `views`: of each its `name` and `path`, the positions `kept`, in which every image was read or has a
     source, with `sources`, `operations` and `parameters` of these, and the `quarantine` of the others.
+    `read` reads the views of one image, in a child process.
     """
     rows = rows_from_bytes(task["rows"])
     preprocessing = Preprocessing.parse(task["preprocessing"])
@@ -40,7 +44,7 @@ def decode_piece(task: dict[str, Any]) -> dict[str, Any]:
         for position, numbers in wanted.items()
     ]
     found: list[dict[int, ViewCrop | str]] = [{} for _ in asked]
-    for (position, numbers), crops in zip(wanted.items(), isolated(read_views, calls), strict=True):
+    for (position, numbers), crops in zip(wanted.items(), isolated(read, calls), strict=True):
         for place, number in enumerate(numbers):
             found[number][position] = str(crops) if isinstance(crops, UnreadableImage) else crops[place]
     results, stacked = [], []

@@ -33,7 +33,7 @@ class Preprocessing:
     """
 
     crop_size: int = CROP_SIZE
-    """Side of the square crop, in pixels."""
+    """Side of the square crop, in pixels: the encoder's own."""
     small: str = SMALL_POLICIES[0]
     """One of `SMALL_POLICIES`."""
     recompress: int | None = None

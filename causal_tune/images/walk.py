@@ -8,7 +8,7 @@ from pathlib import Path
 
 from causal_tune.errors import IndexingError
 
-__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "Tree", "list_images"]
+__all__ = ["IMAGE_SUFFIXES", "ImageFolder", "Tree", "is_utf8", "list_images"]
 
 IMAGE_SUFFIXES = frozenset(
     {*(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")}
@@ -49,8 +49,8 @@ def list_images(root: Path) -> Tree:
 
     Files count as images by their last suffix, in any case (`a.b.PNG`). Names that begin with a dot are
     skipped (`._x.jpg` and `.DS_Store` of macOS), and so are names that are not UTF-8, which no Parquet
-    text column can hold; both are counted. A folder that cannot be listed is an error: leaving it out
-    would lose its images silently.
+    text column can hold; both are counted, of a folder of such a name all files in it. A folder that cannot
+    be listed is an error: leaving it out would lose its images silently.
     """
     skipped: Counter[str] = Counter()
     folders = sorted(_walk(os.fspath(root), (), (), skipped), key=lambda folder: folder.parts)
@@ -80,8 +80,9 @@ def _walk(
     for entry in found:
         if entry.name.startswith("."):
             skipped["hidden"] += 1
-        elif not _is_utf8(entry.name):
-            skipped["name is not UTF-8"] += 1
+        elif not is_utf8(entry.name):
+            inside = sum(len(files) for *_, files in os.walk(entry.path)) if _is_folder(entry) else 1
+            skipped["name is not UTF-8"] += inside
         elif _is_folder(entry):
             yield from _walk(entry.path, (*parts, entry.name), (*ancestors, identity), skipped)
         elif (suffix := os.path.splitext(entry.name)[1].lower()) in IMAGE_SUFFIXES:  # noqa: PTH122
@@ -99,7 +100,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a file name can be written as text; the index and every table of scores are text."""
     try:
         name.encode()
     except UnicodeEncodeError:  # Python keeps undecodable bytes of file names as lone surrogates

@@ -9,43 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import AvifImagePlugin, Image, ImageFile, ImageOps, PngImagePlugin
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
 from causal_tune.images import decode, headers
 from causal_tune.images.decode import Preprocessing, decode_crop, open_image, read_crop
-
-
-def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
-    """An image that a lossy codec can keep: no two rows alike, no sharp edges."""
-    return Image.fromarray(noise(8, 8, seed)).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encode(image: Image.Image, format: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def png_16(values: np.ndarray) -> bytes:
-    """A 16-bit PNG of [h, w, channels] values: Pillow cannot write 16-bit colour."""
-    height, width, channels = values.shape
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
-    )
+from tests.images.pictures import encode, noise, png_16, png_chunk, png_header, png_of_zeros, smooth
 
 
 def reason_of(data: bytes) -> str:
@@ -138,6 +109,104 @@ def test_identical_pixels_give_identical_crops_whatever_container_and_metadata()
         assert np.array_equal(decode_crop(data), expected), name
 
 
+JPEG = encode(smooth(240, 230), "JPEG")
+PNG = encode(smooth(240, 230), "PNG")
+EXIF = Image.Exif()
+EXIF[0x010E], EXIF[0x0131] = "a description", "a program"
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+XMP = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'><Creator>someone</Creator></x:xmpmeta>"
+JPEG_SEGMENTS = st.one_of(
+    st.binary(max_size=300).map(lambda body: segment(0xFE, body)),  # a comment
+    st.binary(max_size=300).map(lambda body: segment(0xE2, b"ICC_PROFILE\0\1\1" + body)),
+    st.just(segment(0xE1, b"Exif\0\0" + EXIF.tobytes().removeprefix(b"Exif\0\0"))),
+    st.just(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP)),
+    st.binary(max_size=50).map(lambda body: segment(0xED, b"Photoshop 3.0\0" + body)),
+    st.binary(max_size=50).map(lambda body: segment(0xE5, body)),
+)
+PNG_CHUNKS = st.one_of(
+    st.binary(max_size=99).map(lambda body: png_chunk(b"tEXt", b"parameters\0" + body)),
+    st.binary(max_size=99).map(lambda body: png_chunk(b"zTXt", b"prompt\0\0" + zlib.compress(body))),
+    st.binary(max_size=99).map(lambda body: png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(body))),
+    st.just(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)),
+    st.just(png_chunk(b"eXIf", EXIF.tobytes().removeprefix(b"Exif\0\0"))),
+    st.integers(1, 10**6).map(lambda gamma: png_chunk(b"gAMA", struct.pack(">I", gamma))),
+    st.just(png_chunk(b"sRGB", b"\0")),
+    st.just(png_chunk(b"pHYs", struct.pack(">IIB", 11811, 11811, 1))),
+    st.binary(max_size=99).map(lambda body: png_chunk(b"caBX", body)),  # content credentials
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(segments=st.lists(JPEG_SEGMENTS, max_size=4))
+def test_jpeg_metadata_of_any_kind_changes_no_pixel(segments):
+    assert np.array_equal(decode_crop(JPEG[:2] + b"".join(segments) + JPEG[2:]), decode_crop(JPEG))
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=st.lists(PNG_CHUNKS, max_size=4), behind=st.lists(PNG_CHUNKS, max_size=2))
+def test_png_metadata_of_any_kind_changes_no_pixel(before, behind):
+    data = PNG[:33] + b"".join(before) + PNG[33:-12] + b"".join(behind) + PNG[-12:]
+    assert np.array_equal(decode_crop(data), decode_crop(PNG))
+
+
+@pytest.mark.parametrize("format", ["WEBP", "AVIF", "TIFF"])
+def test_metadata_of_other_formats_changes_no_pixel(format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    plain = decode_crop(encode(smooth(240, 230), format, **options))
+    for metadata in ({"exif": EXIF.tobytes()}, {"icc_profile": b"p" * 200}, {"exif": EXIF, "xmp": XMP}):
+        assert np.array_equal(decode_crop(encode(smooth(240, 230), format, **options, **metadata)), plain)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", "AVIF", "PNG"])
+@pytest.mark.parametrize("orientation", [2, 6, 8])
+def test_orientation_is_applied_in_every_format(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = smooth(260, 300)
+    options = {} if format == "PNG" else {"quality": 100}
+    found = decode_crop(encode(image, format, exif=exif, **options)).astype(int)
+    upright = image.transpose(decode._TRANSPOSES[orientation])
+    expected = np.asarray(torchvision.center_crop(upright, [224, 224])).astype(int)
+    assert np.abs(found - expected).mean() < 3  # lossy
+
+
+def test_avif_is_named_where_pillow_was_built_without_it(monkeypatch):
+    data = encode(smooth(240, 230), "AVIF")
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    assert reason_of(data).endswith("was built without AVIF; the wheels on PyPI have it")
+
+
+def test_heif_names_the_package_that_it_needs(monkeypatch):
+    for brand in (b"heic", b"heix", b"mif1"):
+        data = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(99)
+        with monkeypatch.context() as patch:
+            patch.delitem(Image.OPEN, "HEIF", raising=False)
+            assert (
+                reason_of(data)
+                == "a HEIF image, which needs the package pillow-heif: pip install pillow-heif"
+            )
+
+
+def test_heif():
+    pytest.importorskip("pillow_heif")
+    image = smooth(260, 300)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(image, "HEIF", quality=100, exif=exif.tobytes())
+    assert open_image(whole).format == "HEIF"
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    expected = np.asarray(torchvision.center_crop(upright, [224, 224])).astype(int)
+    assert np.abs(decode_crop(whole).astype(int) - expected).mean() < 3
+    assert (decode_crop(encode(flat("RGBA", (255, 0, 0, 0)), "HEIF")) >= 254).all()
+    for share in (2, 10, 50, 90, 99):
+        assert is_short_line(reason_of(whole[: len(whole) * share // 100]))
+
+
 def test_jpeg_metadata_does_not_change_pixels():
     image = smooth(300, 240)
     exif = Image.Exif()
@@ -156,6 +225,14 @@ def test_damaged_exif_is_ignored():
 
 def flat(mode: str, colour: object) -> Image.Image:
     return Image.new(mode, (240, 240), colour)  # type: ignore[arg-type]
+
+
+def without_adobe_marker(jpeg: bytes) -> bytes:
+    at = jpeg.index(b"\xff\xee")
+    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
+
+
+CLEAR = encode(flat("RGBA", (200, 0, 0, 0)), "PNG")
 
 
 def palette(colours: list[int]) -> Image.Image:
@@ -178,11 +255,13 @@ def palette(colours: list[int]) -> Image.Image:
         (encode(flat("RGB", (5, 6, 7)), "PNG", transparency=(5, 6, 8)), (5, 6, 7)),
         (encode(flat("LA", (0, 0)), "PNG"), (255, 255, 255)),
         (encode(flat("LA", (0, 128)), "PNG"), (127, 127, 127)),
-        (encode(flat("RGBA", (200, 0, 0, 0)), "PNG"), (255, 255, 255)),
+        (CLEAR, (255, 255, 255)),
         (encode(flat("RGBA", (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
         (encode(flat("RGBA", (255, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
         (encode(flat("CMYK", (255, 0, 0, 0)), "TIFF"), (0, 255, 255)),
+        (encode(flat("RGBA", (255, 0, 0, 0)), "AVIF"), (255, 255, 255)),
         (encode(flat("CMYK", (0, 0, 0, 0)), "JPEG", quality=100), (255, 255, 255)),
+        (without_adobe_marker(encode(flat("CMYK", (0, 0, 0, 0)), "JPEG", quality=100)), (255, 255, 255)),
         (encode(flat("YCbCr", (128, 128, 128)), "TIFF"), (128, 128, 128)),
         (png_16(np.full((240, 240, 1), 0x1234)), (0x12,) * 3),
         (png_16(np.full((240, 240, 3), 0xFEDC)), (0xFE,) * 3),
@@ -294,11 +373,6 @@ def test_a_reason_is_one_bounded_line_whatever_the_decoder_says():
     assert is_short_line(str(reason))
 
 
-def png_header(width: int, height: int) -> bytes:
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
-
-
 @pytest.mark.filterwarnings("error")  # Pillow would warn about its own limit
 def test_pixel_limit_is_checked_in_the_header():
     bomb = png_header(20_000, 20_000) + struct.pack(">I", 10**6) + b"IDAT"
@@ -309,8 +383,10 @@ def test_pixel_limit_is_checked_in_the_header():
 
 
 def test_real_png_of_20000_by_20000_is_refused():
-    data = encode(Image.new("1", (20_000, 20_000)), "PNG")
-    assert reason_of(data) == "400,000,000 pixels (20000 x 20000) exceed the limit of 100,000,000"
+    assert (
+        reason_of(png_of_zeros(20_000))
+        == "400,000,000 pixels (20000 x 20000) exceed the limit of 100,000,000"
+    )
 
 
 def test_webp_beyond_pillows_own_limit_is_refused_with_our_limit():
@@ -322,10 +398,8 @@ def test_webp_beyond_pillows_own_limit_is_refused_with_our_limit():
 
 
 def test_image_without_pixels_is_refused():
-    idat = b"IDAT" + zlib.compress(b"\0" * 5)
-    chunk = struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
     assert (
-        reason_of(png_header(0, 5) + chunk)
+        reason_of(png_header(0, 5) + png_chunk(b"IDAT", zlib.compress(b"\0" * 5)))
         == "damaged PNG: its header names no pixels, or no known pixel mode"
     )
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 
 from causal_tune.images.decode import read_crop
 from causal_tune.images.layouts import build_index
 from causal_tune.images.pieces import decode_piece, rows_from_bytes, rows_to_bytes
 from tests.conftest import draw, write_images
+from tests.images import misbehaving
 
 
 @pytest.fixture
@@ -62,3 +64,25 @@ def test_a_changed_file_is_quarantined_in_every_view(rows: pa.Table) -> None:
     for view in (clean, compressed):
         ((reason),) = view["quarantine"]
         assert "changed since it was indexed" in reason["reason"]
+
+
+@pytest.mark.ray
+def test_files_that_end_their_decoder_cost_themselves_only_in_a_ray_task(
+    tmp_path: Path, ray_local: None
+) -> None:
+    csv = write_images(tmp_path, {"alpha": 2})
+    for name in ("crash.png", "hunger.png"):
+        (tmp_path / name).write_bytes((tmp_path / "alpha/real/000.png").read_bytes())
+    with csv.open("a") as file:
+        file.write("crash.png,real,alpha,\nhunger.png,real,alpha,\n")
+    index = build_index([csv], "csv")
+    remote = ray.remote(decode_piece)
+    asked = task(index, {"clean": [(row, None) for row in range(6)]})
+    result = ray.get(remote.remote(asked, read=misbehaving.read))
+    assert len(result["crops"]) == 4
+    (view,) = json.loads(result["views"])
+    reasons = {Path(row["path"]).name: row["reason"] for row in view["quarantine"]}
+    assert reasons == {
+        "crash.png": "the decoder crashed (signal 11)",
+        "hunger.png": "decoding needs more than 4 GiB of memory",
+    }
