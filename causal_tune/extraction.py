@@ -35,7 +35,8 @@ from causal_tune.features import (
     shard_ranges,
     write_shard,
 )
-from causal_tune.images.decode import CROP_SIZE, PREPROCESSING, decode_crop, read_image_bytes
+from causal_tune.images.decode import CROP_SIZE, PREPROCESSING, decode_crop
+from causal_tune.images.files import read_image_bytes
 from causal_tune.images.index import index_sha256
 from causal_tune.lock import owned
 

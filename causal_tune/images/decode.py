@@ -21,7 +21,7 @@ fingerprint of every feature store):
 - **Damaged or truncated files are unreadable**, never padded with grey: grey tails are a cue. A file
   that lacks only bytes behind its last pixel (PNG's end marker) is complete. What is not seen: a
   progressive JPEG that was cut and then closed again with an end marker by other software.
-- **Limits**: `MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded.
+- **Limits**: `files.MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded.
 
 Only `FORMATS` are decoded, told apart by content, not by the file's name. No global state of Pillow is
 read or changed, except that `LOAD_TRUNCATED_IMAGES` must be off; all functions are thread-safe.
@@ -30,9 +30,7 @@ read or changed, except that `LOAD_TRUNCATED_IMAGES` must be off; all functions 
 import io
 import os
 import re
-import stat
 import struct
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -50,17 +48,16 @@ from PIL import (
 )
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
+from causal_tune.images.files import check_num_bytes, read_image_bytes
 
 __all__ = [
     "CROP_SIZE",
     "FORMATS",
-    "MAX_BYTES",
     "MAX_PIXELS",
     "PREPROCESSING",
     "decode_crop",
     "open_image",
     "read_crop",
-    "read_image_bytes",
 ]
 
 CROP_SIZE = 224
@@ -71,9 +68,6 @@ PREPROCESSING = "center-crop-224/v1"
 
 MAX_PIXELS = 100_000_000
 """Width x height above which an image is not decoded."""
-
-MAX_BYTES = 512 * 2**20
-"""File size above which an image is not read."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Formats that are decoded, by Pillow's names."""
@@ -100,29 +94,6 @@ def read_crop(path: str | os.PathLike[str], size: int = CROP_SIZE) -> npt.NDArra
     causal_tune.errors.UnreadableImage: no such file
     """
     return decode_crop(read_image_bytes(path), size)
-
-
-def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; UnreadableImage says why not."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  one call tells kind and size; Path has no such call
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableImage("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait for ever
-            raise UnreadableImage("not a regular file")
-        _check_num_bytes(status.st_size)
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        link = Path(path).is_symlink()
-        raise UnreadableImage("broken symbolic link" if link else "no such file") from None
-    except PermissionError:
-        raise UnreadableImage("permission denied") from None
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
-    except UnreadableImage:
-        raise
-    except ValueError as error:  # a null character in the path
-        raise UnreadableImage(f"not a path: {error}") from None
 
 
 def decode_crop(data: bytes, size: int = CROP_SIZE) -> npt.NDArray[np.uint8]:
@@ -165,7 +136,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         )
     if not data:
         raise UnreadableImage("empty file (0 bytes)")
-    _check_num_bytes(len(data))
+    check_num_bytes(len(data))
     for name in FORMATS:
         factory, accept = Image.OPEN[name]
         if accept is not None and accept(data[:16]) is not True:
@@ -288,11 +259,6 @@ def _check_grey_end(image: Image.Image, data: bytes) -> None:
     longer.load()
     if longer.tobytes() != image.tobytes():
         raise UnreadableImage(_truncated("JPEG", len(data)))
-
-
-def _check_num_bytes(num_bytes: int) -> None:
-    if num_bytes > MAX_BYTES:
-        raise UnreadableImage(f"{num_bytes:,} bytes exceed the limit of {MAX_BYTES:,}")
 
 
 def _too_many_pixels(num_pixels: int | None, sides: str = "") -> str:

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
-from causal_tune.images import decode
+from causal_tune.images import decode, files
 from causal_tune.images.decode import decode_crop, open_image, read_crop
 
 
@@ -331,7 +331,7 @@ def test_image_without_pixels_is_refused():
 
 def test_bytes_limit(monkeypatch, tmp_path):
     data = encode(smooth(240, 240), "PNG")
-    monkeypatch.setattr(decode, "MAX_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(data)
     for refuse in (lambda: decode_crop(data), lambda: read_crop(path)):

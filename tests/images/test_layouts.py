@@ -15,11 +15,9 @@ from PIL import Image
 from causal_tune.errors import IndexingError, UnknownName
 from causal_tune.images.facts import estimate_jpeg_quality, read_facts
 from causal_tune.images.index import INDEX_SCHEMA, index_sha256, skipped_files, summarise
-from causal_tune.images.layouts import (
-    LAYOUTS,
-    SHAPES,
+from causal_tune.images.layouts import LAYOUTS, SHAPES, build_index
+from causal_tune.images.places import (
     Place,
-    build_index,
     place_folders,
     place_forensynths,
     place_genimage,
