@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from causal_tune.errors import IndexingError
+from causal_tune.images.csv_layout import lists_in
 from causal_tune.images.entries import GENERATED, REAL
 from causal_tune.images.files import pure_path
 from causal_tune.images.places import FORENSYNTHS_NAMES, SPLIT_NAMES, Assignment, assign_places, class_part
@@ -80,7 +81,7 @@ def fit(layout: str, trees: Sequence[Tree]) -> Assignment | None:
         assignment = TREE_LAYOUTS[layout](trees)
     except IndexingError:  # its own reason is told where the layout is named; here it does not fit
         return None
-    placed = {folder.path for folder, _ in assignment.placed}
+    placed = assignment.paths()
     empty = [tree for tree in trees if not any(folder.path in placed for folder in tree.folders)]
     if empty or not assignment.num_paired():
         return None
@@ -91,7 +92,7 @@ def fit(layout: str, trees: Sequence[Tree]) -> Assignment | None:
 
 def _best(trees: Sequence[Tree], found: Mapping[str, Assignment]) -> str | None:
     """The name of the layout that is taken, or None."""
-    places = {name: {folder.path for folder, _ in its.placed} for name, its in found.items()}
+    places = {name: its.paths() for name, its in found.items()}
     whole = [name for name in found if all(places[name] >= others for others in places.values())]
     if "forensynths" in whole and "folders" in whole and not _forensynths_mark(trees):
         whole.remove("forensynths")
@@ -132,7 +133,9 @@ def _forensynths_mark(trees: Sequence[Tree]) -> str:
 
 def _unknown(trees: Sequence[Tree], found: Mapping[str, Assignment]) -> str:
     roots = ", ".join(repr(tree.root) for tree in trees)
-    seen = f"Seen: {_describe(trees)}."
+    lists = [name for tree in trees for name in lists_in(tree.root)]
+    held = f" A list is in it, {lists[0]}: give that file as a root." if lists else ""
+    seen = f"Seen: {_describe(trees)}.{held}"
     expected = "; ".join(f"{name} {SHAPES[name]}" for name in SHAPES if name != "auto")
     if found:
         counts = ", ".join(

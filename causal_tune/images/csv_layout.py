@@ -40,7 +40,7 @@ from causal_tune.images.files import (
 )
 from causal_tune.images.places import genimage_name
 
-__all__ = ["is_list", "list_csv"]
+__all__ = ["is_list", "list_csv", "lists_in"]
 
 _COLUMNS = ("path", "label", "generator")
 
@@ -78,6 +78,15 @@ def is_list(name: str) -> bool:
     return pure_path(name).suffix.lower() in (".csv", ".parquet")
 
 
+def lists_in(folder: str) -> list[str]:
+    """Names of the lists that a folder holds itself, sorted; none of one behind a URI."""
+    return (
+        []
+        if is_remote(folder)
+        else sorted(file.name for file in Path(folder).iterdir() if is_list(file.name))
+    )
+
+
 def list_csv(roots: Sequence[str]) -> Listing:
     """The entries of one or several lists; see the module for their columns."""
     listings = [_read(root) for root in roots]
@@ -89,11 +98,7 @@ def list_csv(roots: Sequence[str]) -> Listing:
 
 def _read(path: str) -> Listing:
     if kind_of(path) == "folder":
-        inside = (
-            []
-            if is_remote(path)
-            else sorted(file.name for file in Path(path).iterdir() if is_list(file.name))
-        )
+        inside = lists_in(path)
         step = (
             f"It holds {', '.join(inside[:3])}: name that file."
             if inside

@@ -17,10 +17,10 @@ import pyarrow as pa
 from causal_tune.errors import IndexingError
 from causal_tune.images.auto import SHAPES, TREE_LAYOUTS, fit, recognise
 from causal_tune.images.choice import Choice, choose
-from causal_tune.images.csv_layout import is_list, list_csv
+from causal_tune.images.csv_layout import is_list, list_csv, lists_in
 from causal_tune.images.entries import GENERATED, REAL, Entry, Listing
 from causal_tune.images.facts import FileFacts, read_facts
-from causal_tune.images.files import is_remote, join, kind_of, located
+from causal_tune.images.files import join, kind_of, located
 from causal_tune.images.index import INDEX_SCHEMA, with_origin, with_skipped
 from causal_tune.images.places import Assignment
 from causal_tune.images.walk import IMAGE_SUFFIXES, Tree, list_images
@@ -36,7 +36,7 @@ _OUTSIDE = "outside the class folders"
 def _list_layout(layout: str, roots: Sequence[str], choice: Choice) -> Listing:
     trees = [_list_root(root, layout, choice) for root in roots]
     assignment = TREE_LAYOUTS[layout](trees)
-    placed = {folder.path for folder, _ in assignment.placed}
+    placed = assignment.paths()
     for tree in trees:
         if not any(folder.path in placed for folder in tree.folders):
             raise IndexingError(_misfit(tree, layout))
@@ -195,8 +195,9 @@ def _class_name(labels: set[int]) -> str:
 
 
 def _listing(trees: Sequence[Tree], assignment: Assignment) -> Listing:
-    skipped = sum((tree.skipped for tree in trees), Counter()) + assignment.skipped
+    skipped = sum((tree.skipped for tree in trees), Counter())
     skipped[_OUTSIDE] += assignment.num_outside
+    skipped["real, with no generator to compare"] += sum(len(folder.names) for folder in assignment.unused)
     return Listing(
         entries=[
             Entry(
@@ -246,11 +247,7 @@ def _misfit(tree: Tree, layout: str) -> str:
     best = max(fits, key=lambda name: fits[name])
     if fits[best] == tree.num_images:
         return f"{text}The layout {best} fits all of them: use that."
-    lists = (
-        []
-        if is_remote(tree.root)
-        else sorted(file.name for file in Path(tree.root).iterdir() if is_list(file.name))
-    )
+    lists = lists_in(tree.root)
     if lists:
         return f"{text}There is a CSV file in it, {lists[0]}: give that file to the layout csv."
     if fits[best]:

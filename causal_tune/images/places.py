@@ -15,7 +15,6 @@ Class folders are matched in any case; images may lie deeper below them. Shapes:
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -86,9 +85,13 @@ class Assignment:
     """One pair for each folder and generator that its images belong to."""
     num_outside: int = 0
     """Images in folders that have no place."""
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Reason -> number of other images that are left out."""
+    unused: list[ImageFolder] = field(default_factory=list)
+    """Folders of real images that no generator is compared with."""
     notes: tuple[str, ...] = ()
+
+    def paths(self) -> set[str]:
+        """The folders that are understood."""
+        return {folder.path for folder, _ in self.placed} | {folder.path for folder in self.unused}
 
     def num_paired(self) -> int:
         """Images of the generators that have both classes."""

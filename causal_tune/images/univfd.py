@@ -7,7 +7,7 @@ of real images only, these are compared with every generator that has none of it
 one entry for each of its generators. Class folders may also be called `real`/`fake` or `nature`/`ai`.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
@@ -38,10 +38,12 @@ def place_univfd(root: PurePath, parts: Sequence[str]) -> Place | None:
         names = [root.parent.name]
     if label is None:
         return None
+    # ProGAN and others have folders of categories between their own and the class; one is called `train`
+    known = next((i for i, name in enumerate(names) if name.lower() in FORENSYNTHS_NAMES), None)
+    if known is not None:
+        names = [*names[:known], names[known].lower()]
     splits = [name.lower() for name in names if name.lower() in SPLIT_NAMES]
-    # ProGAN and others have folders of categories between their own and the class
-    known = [name.lower() for name in names if name.lower() in FORENSYNTHS_NAMES]
-    generators = known or [name for name in names if name.lower() not in SPLIT_NAMES] or names
+    generators = [name for name in names if name.lower() not in SPLIT_NAMES] or names
     return Place(label=label, generator=generators[-1], split=splits[-1] if splits else "")
 
 
@@ -71,11 +73,10 @@ def assign_univfd(trees: Sequence[Tree]) -> Assignment:
             (folder, Place(label=REAL, generator=generator, split=place.split))
             for folder, place in sets[reals][REAL]
         ]
-    unused = sum(_num_images(sets, name) for name in real_only if name not in pairs.values())
     return Assignment(
         placed=placed,
         num_outside=num_outside,
-        skipped=Counter({"real, with no generator to compare": unused} if unused else {}),
+        unused=[folder for name in real_only if name not in pairs.values() for folder, _ in sets[name][REAL]],
         notes=tuple(
             f"The {_num_images(sets, reals):,} real images of {reals} are compared with each of: "
             f"{', '.join(name for name, its in pairs.items() if its == reals)}."
