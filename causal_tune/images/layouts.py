@@ -113,7 +113,7 @@ def build_index(
     chosen, facts, dropped = choose(listing.entries, choice, read)
     if dropped:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.most_common())
-        _check_classes(chosen, "left", f" (dropped: {reasons})", "widen the choice")
+        _check_classes(chosen, "left", f" (dropped: {reasons})", None)
     entries = sorted(chosen, key=lambda entry: (entry.generator, entry.split, entry.label, entry.path))
     columns = {
         name: [getattr(entry, name) for entry in entries] for name in ("path", "label", "generator", "split")
@@ -154,19 +154,22 @@ def _check_entries(listing: Listing, layout: str) -> None:
         )
     outside = listing.skipped[_OUTSIDE]
     also = f" ({outside:,} more lie outside its class folders)" if outside else ""
-    _check_classes(listing.entries, "found", also, f"the layout {layout} expects {SHAPES[layout]}")
+    _check_classes(listing.entries, "found", also, layout)
 
 
-def _check_classes(entries: Sequence[Entry], how: str, also: str, step: str) -> None:
+def _check_classes(entries: Sequence[Entry], how: str, also: str, layout: str | None) -> None:
+    """Refuse entries among which no generator has both classes; without a layout the choice is to blame."""
     labels = _labels(entries)
     seen = set().union(*labels.values()) if labels else set()
     if len(seen) == 2 and any(len(both) == 2 for both in labels.values()):
         return
+    step = f"the layout {layout} expects {SHAPES[layout]}" if layout else "widen the choice"
     if len(seen) == 1:
         only, other = ("real", "generated") if REAL in seen else ("generated", "real")
+        step = f"add a root with {other} images; {step}" if layout else step
         raise IndexingError(
             f"All {len(entries):,} images {how} are {only}, none is {other}{also}. A detector needs "
-            f"both: add a root with {other} images; {step}."
+            f"both: {step}."
         )
     if not seen:
         raise IndexingError(f"No image is {how}{also}. A detector needs real and generated ones: {step}.")
