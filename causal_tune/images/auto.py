@@ -23,7 +23,7 @@ __all__ = ["SHAPES", "TREE_LAYOUTS", "fit", "recognise"]
 
 SHAPES: Mapping[str, str] = MappingProxyType(
     {
-        "auto": "any of the others",
+        "auto": "a folder or a list of any other layout",
         "csv": "a CSV file with the columns path, label, generator and optionally split",
         "folders": "ROOT/<generator>/{real,fake}",
         "genimage": "ROOT/<Generator>/{train,val}/{ai,nature}",
@@ -44,23 +44,21 @@ TREE_LAYOUTS: Mapping[str, Callable[[Sequence[Tree]], Assignment]] = MappingProx
 """Layouts of folders, the most specific first -> what places the folders of all roots."""
 
 
-def recognise(trees: Sequence[Tree]) -> list[tuple[Sequence[Tree], str, Assignment]]:
-    """The trees, the name of their layout and where it puts their folders; several where roots differ.
+def recognise(trees: Sequence[Tree]) -> list[tuple[Sequence[Tree], Assignment]]:
+    """Trees, and where their layout puts their folders; several such pairs where roots differ.
 
-    The reason is the first note of each assignment. IndexingError where no layout fits, or several do.
+    The first note of each assignment says which layout it is, and why. IndexingError where none fits, or several.
     """
     found = {name: its for name in TREE_LAYOUTS if (its := fit(name, trees)) is not None}
     best = _best(trees, found)
     if best is not None:
         why = f"{best}: {_reason(best, trees, found[best])}."
-        return [(trees, best, replace(found[best], notes=(why, *found[best].notes)))]
+        return [(trees, replace(found[best], notes=(why, *found[best].notes)))]
     if len(trees) > 1:  # roots of several data sets, each with its own layout
         try:
             return [part for tree in trees for part in recognise([tree])]
         except IndexingError as error:
-            if not found:
-                raise IndexingError(f"{error} The roots were also tried together.") from error
-            raise
+            raise IndexingError(f"{error} All roots together: {_classes(trees)}") from error
     raise IndexingError(_unknown(trees, found))
 
 
@@ -85,7 +83,7 @@ def fit(layout: str, trees: Sequence[Tree]) -> Assignment | None:
     empty = [tree for tree in trees if not any(folder.path in placed for folder in tree.folders)]
     if empty or not assignment.num_paired():
         return None
-    if layout == "univfd" and not assignment.notes:  # nothing is shared: the others say more
+    if layout == "univfd" and not assignment.notes:  # no real set is shared: that is another layout's tree
         return None
     return assignment
 

@@ -107,10 +107,11 @@ def _read(path: str) -> Listing:
         raise IndexingError(f"The csv layout reads a CSV file, but {path!r} is a folder. {step}")
     try:
         table = _parquet(path) if pure_path(path).suffix.lower() == ".parquet" else _csv(path)
-        dialect = _dialect(path, table.columns)
+        dialect = _dialect(path, table)
         entries = list(_entries(path, table, dialect))
     except FileNotFoundError:
-        raise IndexingError(f"There is no CSV file {path!r}. Check the path.") from None
+        kind = "Parquet" if pure_path(path).suffix.lower() == ".parquet" else "CSV"
+        raise IndexingError(f"There is no {kind} file {path!r}. Check the path.") from None
     except UnicodeDecodeError as error:
         raise IndexingError(
             f"{path!r} is not UTF-8 text (byte {error.start}). Save it as UTF-8 CSV and try again."
@@ -180,7 +181,9 @@ def _parquet(path: str) -> _Table:
     )
 
 
-def _dialect(path: str, header: Sequence[str]) -> _Dialect:
+def _dialect(path: str, table: _Table) -> _Dialect:
+    header = table.columns
+    where = " in line 1" if table.counted == "line" else ""
     for dialect in _DIALECTS:
         if all(name in header for name in dialect.columns):
             break
@@ -192,11 +195,11 @@ def _dialect(path: str, header: Sequence[str]) -> _Dialect:
             )
         missing = [name for name in _COLUMNS if name not in header]
         raise IndexingError(
-            f"{path!r} has no column {', '.join(missing)} in line 1; found {', '.join(header)}. "
-            f"Expected path, label, generator and optionally split, separated by commas."
+            f"{path!r} has no column {', '.join(missing)}{where}; found {', '.join(header)}. "
+            f"Expected path, label, generator and optionally split{', separated by commas' if where else ''}."
         )
     if twice := [name for name in (*dialect.columns, *dialect.optional) if header.count(name) > 1]:
-        raise IndexingError(f"{path!r} has the column {twice[0]} more than once in line 1. Keep one.")
+        raise IndexingError(f"{path!r} has the column {twice[0]} more than once{where}. Keep one.")
     return dialect
 
 
@@ -249,10 +252,14 @@ def _share(path: str, entries: Sequence[Entry]) -> tuple[list[Entry], str]:
         result += [replace(entry, generator=name) for name in ([owner] if owner else generators)]
     note = ""
     if num_owned:
-        note += f"; {num_owned:,} real images are compared with the generator that their path names"
+        note += f"; {_number(num_owned)} compared with the generator that their path names"
     if num_shared:
-        note += f"; {num_shared:,} real images are compared with each of {', '.join(generators)}"
+        note += f"; {_number(num_shared)} compared with each of {', '.join(generators)}"
     return result, note
+
+
+def _number(number: int) -> str:
+    return f"{number:,} real image{'s are' if number != 1 else ' is'}"
 
 
 def _names(entry: Entry) -> set[str]:

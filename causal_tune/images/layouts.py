@@ -61,7 +61,7 @@ def _recognise(roots: Sequence[str], choice: Choice) -> Listing:
     listings = [_list_lists(lists, choice)] if lists else []
     if len(lists) < len(roots):
         trees = [_list_root(root, "auto", choice) for root in roots if root not in lists]
-        listings += [_listing(part, assignment) for part, _, assignment in recognise(trees)]
+        listings += [_listing(part, assignment) for part, assignment in recognise(trees)]
     return Listing(
         entries=[entry for listing in listings for entry in listing.entries],
         skipped=sum((listing.skipped for listing in listings), Counter()),

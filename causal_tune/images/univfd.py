@@ -78,7 +78,7 @@ def assign_univfd(trees: Sequence[Tree]) -> Assignment:
         num_outside=num_outside,
         unused=[folder for name in real_only if name not in pairs.values() for folder, _ in sets[name][REAL]],
         notes=tuple(
-            f"The {_num_images(sets, reals):,} real images of {reals} are compared with each of: "
+            f"Real images of {reals} ({_num_images(sets, reals):,}) are compared with each of: "
             f"{', '.join(name for name, its in pairs.items() if its == reals)}."
             for reals in real_only
             if reals in pairs.values()

@@ -144,7 +144,7 @@ def test_labels_are_the_class_folders_whatever_sorts_first(generators, classes, 
         for number, name in ((2, real), (3, fake)):
             for split in splits or (None,):
                 folders[(generator, *([split] if split else []), name)] = number
-    placed = [pair for _, _, assignment in recognise([tree_of(root, folders)]) for pair in assignment.placed]
+    placed = [pair for _, assignment in recognise([tree_of(root, folders)]) for pair in assignment.placed]
     assert len(placed) == len(folders)
     for folder, place in placed:
         assert place.label == (folder.parts[-1] == fake) == (len(folder.names) == 3)

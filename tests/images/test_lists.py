@@ -97,7 +97,7 @@ def test_metadata_of_unbiased_genimage(path):
     (note,) = origin(table)["notes"]
     assert "metadata of UnbiasedGenImage" in note
     assert "2 real images are compared with the generator that their path names" in note
-    assert "1 real images are compared with each of adm, sd14" in note
+    assert "1 real image is compared with each of adm, sd14" in note
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_mistakes_in_parquet_name_the_row(tmp_path):
     )
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert "cannot be read as Parquet" in refused([tmp_path / "broken.parquet"], "csv")
-    assert "There is no CSV file" in refused([tmp_path / "gone.parquet"], "csv")
+    assert "There is no Parquet file" in refused([tmp_path / "gone.parquet"], "csv")

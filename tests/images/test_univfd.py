@@ -24,7 +24,7 @@ def test_diffusion_datasets_of_universal_fake_detect(tmp_path, layout):
     shared = [row["generator"] for row in rows if row["path"].endswith("laion/0_real/0.jpg")]
     assert shared == sorted(UNIVFD)
     assert any(
-        "3 real images of laion are compared with each of: dalle" in note for note in origin(table)["notes"]
+        "Real images of laion (3) are compared with each of: dalle" in note for note in origin(table)["notes"]
     )
 
 
@@ -69,6 +69,8 @@ def test_real_sets_without_a_rule_are_named(tmp_path, layout):
     assert "several folders of real images only, imagenet, laion" in text
     assert "sdxl is compared with" in text
     assert "use the layout csv" in text
+    sets = [tmp_path / name for name in ("imagenet", "laion", "sdxl")]
+    assert "several folders of real images only, imagenet, laion" in refused(sets, layout)
 
 
 @pytest.mark.parametrize("layout", ["univfd", "auto"])
