@@ -168,8 +168,9 @@ def _parquet(path: str) -> _Table:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise IndexingError(
-            f"{path!r} cannot be read as Parquet with columns of text ({str(error).splitlines()[0].rstrip('.')}). "
+            f"{path!r} cannot be read as Parquet with columns of text ({reason}). "
             f"Expected the columns {', '.join(_COLUMNS)} and optionally split."
         ) from error
     others = [name for name in file.schema_arrow.names if name not in names]
@@ -215,7 +216,10 @@ def _entries(path: str, table: _Table, dialect: _Dialect) -> Iterator[Entry]:
         if not values[dialect.columns[0]]:
             raise IndexingError(f"{where} has no path. Every row needs the path of an image.")
         found = dialect.entry(where, values)
-        absolute = below(folder, found.path)
+        try:
+            absolute = below(folder, found.path)
+        except IndexingError as error:  # a URI that cannot be read
+            raise IndexingError(f"{where}: {error}") from error
         entry = replace(found, path=absolute, name=relative_to(absolute, folder))
         if (first := first_lines.setdefault((entry.path, entry.generator), line)) != line:
             generator = f" for the generator {entry.generator!r}" if entry.generator else ""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_tune.errors import IndexingError, UnreadableImage
@@ -192,6 +192,7 @@ def test_the_command_line_indexes_a_bucket_and_extraction_reads_it(s3, tmp_path)
 # --- names
 
 
+@settings(deadline=None)
 @given(
     names=st.lists(
         st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1), min_size=1

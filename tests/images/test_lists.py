@@ -134,6 +134,13 @@ def test_mistakes_in_parquet_name_the_row(tmp_path):
     assert "list.parquet', row 2 has the label 'synthetic'" in refused(
         [write_list(tmp_path / "list.parquet", rows)], "csv"
     )
+    plain = PLAIN[0] | {"path": "http://host/a.png"}
+    pq.write_table(pa.Table.from_pylist([plain]), tmp_path / "web.parquet")
+    assert "web.parquet', row 1: 'http://host/a.png' is neither" in refused([tmp_path / "web.parquet"], "csv")
+    pq.write_table(
+        pa.table({"path": [{"a": 1}], "label": [0], "generator": ["g"]}), tmp_path / "struct.parquet"
+    )
+    assert "columns of text" in refused([tmp_path / "struct.parquet"], "csv")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert "cannot be read as Parquet" in refused([tmp_path / "broken.parquet"], "csv")
     assert "There is no Parquet file" in refused([tmp_path / "gone.parquet"], "csv")
