@@ -26,6 +26,7 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
 from causal_tune.export import role_of
+from causal_tune.images.choice import Choice
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import best, rank
@@ -436,8 +437,9 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
         num_seeds: int,
         like: str | None,
         gan_generators: tuple[str, ...],
-        images: tuple[Path, ...],
+        images: tuple[str, ...],
         layout: str,
+        choice: Choice,
         encoding: Encoding,
         study: str,
         seed: int,
@@ -462,6 +464,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
             done = encode_images(
                 images=images,
                 layout=layout,
+                choice=choice,
                 index_path=workspace / "index" / f"{study}.parquet",
                 encoding=replace(encoding, layers=tuple(dict.fromkeys((*encoding.layers, base["layer"])))),
                 workspace=workspace,

@@ -1,38 +1,131 @@
 """`index`, `encoders`, `fetch`: what is there to be encoded, and by what."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow as pa
 
 from causal_tune.cli.output import (
     emit,
+    err,
+    errors_as_paragraphs,
     json_option,
+    names,
     out,
     progress_bar,
     table,
 )
 from causal_tune.encoders import ENCODERS
-from causal_tune.images.index import counts, skipped_files, write_index
+from causal_tune.images.choice import Choice
+from causal_tune.images.index import counts, origin, skipped_files, write_index
 from causal_tune.images.layouts import LAYOUTS, build_index
 from causal_tune.weights import fetch, is_fetched
 
 __all__ = [
+    "choice_options",
     "encoders_command",
     "fetch_command",
     "index_command",
+    "layout_option",
     "make_index",
 ]
 
 
-def make_index(roots: Sequence[Path], layout: str, path: Path) -> pa.Table:
-    """Index `roots` with a progress bar and write the index to `path`."""
+def make_index(roots: Sequence[Path | str], layout: str, path: Path, choice: Choice) -> pa.Table:
+    """Index `roots` with a progress bar, write the index to `path` and tell how they were read."""
     with progress_bar("Indexing", 0, "images") as bar:
-        index = build_index(roots, layout, progress=bar.follow)
+        index = build_index(roots, layout, choice=choice, progress=bar.follow)
     write_index(index, path)
+    for note in origin(index)["notes"]:
+        err.print(note, soft_wrap=True, markup=False, highlight=False)
+    if choice.describe():
+        err.print(f"Chosen: {choice.describe()}.", soft_wrap=True, markup=False, highlight=False)
     return index
+
+
+layout_option = click.option(
+    "--layout",
+    default="auto",
+    show_default=True,
+    type=click.Choice(sorted(LAYOUTS)),
+    help="How the images lie on disk.",
+)
+
+
+def choice_options(seed: str) -> Callable[[Any], Any]:
+    """The options that say which images are taken; the command gets them as one `choice`.
+
+    `seed` is the option that seeds the sample: jobs have a `--seed` of their own.
+    """
+    options = [
+        click.option(
+            "--include",
+            multiple=True,
+            metavar="GLOB",
+            help="Take only images whose path below ROOT matches; `*` crosses folders. Repeatable.",
+        ),
+        click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out what matches. Repeatable."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1),
+            help="A sample of at most N images of each generator and class.",
+        ),
+        click.option(
+            seed,
+            "sample_seed",
+            type=click.IntRange(0),
+            default=0,
+            show_default=True,
+            help="Which sample --limit takes.",
+        ),
+        click.option("--min-side", type=click.IntRange(1), help="Pixels of the shorter side, at least."),
+        click.option("--max-side", type=click.IntRange(1), help="Pixels of the longer side, at most."),
+        click.option(
+            "--format",
+            "formats",
+            multiple=True,
+            callback=names,
+            help="JPEG, PNG, ... by content. Comma-separated. [default: all]",
+        ),
+        click.option(
+            "--jpeg-quality",
+            metavar="LOW-HIGH",
+            callback=_quality,
+            help="Leave out JPEGs of other qualities, such as 96 or 90-100; other formats stay.",
+        ),
+    ]
+
+    def decorate(command: Any) -> Any:
+        # `wraps` takes over the options that lie on the command already
+        @wraps(command)
+        def with_choice(*words: Any, sample_seed: int, **values: Any) -> Any:
+            chosen = {name: values.pop(name) for name in _CHOSEN}
+            with errors_as_paragraphs():
+                choice = Choice(seed=sample_seed, **chosen)
+            return command(*words, choice=choice, **values)
+
+        decorated: Any = with_choice
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+_CHOSEN = tuple(field.name for field in fields(Choice) if field.name != "seed")
+
+
+def _quality(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    low, _, high = value.partition("-")
+    if not (low.isdecimal() and (high or low).isdecimal()):
+        raise click.BadParameter(f"{value!r}; expected one quality, such as 96, or two, such as 90-100.")
+    return int(low), int(high or low)
 
 
 def counts_table(index: pa.Table) -> list[list[str]]:
@@ -49,18 +142,20 @@ def counts_table(index: pa.Table) -> list[list[str]]:
     ]
 
 
-@click.command("index", epilog="Example: causal-tune index GenImage --layout genimage -o genimage.parquet")
-@click.argument("roots", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--layout", required=True, type=click.Choice(sorted(LAYOUTS)), help="How the images lie on disk."
-)
+@click.command("index", epilog="Example: causal-tune index GenImage --limit 1000 -o genimage.parquet")
+@click.argument("roots", nargs=-1, required=True)
+@layout_option
+@choice_options("--seed")
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The index."
 )
 @json_option
-def index_command(roots: tuple[Path, ...], layout: str, output: Path, as_json: bool) -> None:
-    """Make the image index (Parquet) of ROOTS: one row an image, with label, generator, split and hash."""
-    index = make_index(roots, layout, output)
+def index_command(roots: tuple[str, ...], layout: str, choice: Choice, output: Path, as_json: bool) -> None:
+    """Make the image index (Parquet) of ROOTS: one row an image, with label, generator, split and hash.
+
+    A root is a folder, a list of images (CSV or Parquet), or a URI of either such as s3://bucket/GenImage.
+    """
+    index = make_index(roots, layout, output, choice)
 
     def show() -> None:
         columns = ["generator", "split<", "real", "generated", "unreadable"]
@@ -74,6 +169,7 @@ def index_command(roots: tuple[Path, ...], layout: str, output: Path, as_json: b
         {
             "index": str(output),
             "num_images": index.num_rows,
+            **origin(index),
             "counts": [asdict(row) for row in counts(index)],
             "skipped": skipped_files(index),
         },

@@ -23,6 +23,7 @@ from causal_tune.cli.output import (
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.heads import HEADS
+from causal_tune.images.choice import Choice
 from causal_tune.registry import look_up
 from causal_tune.selection import rank
 from causal_tune.study.run import StudyResult
@@ -137,8 +138,9 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
         *,
         heads: tuple[str, ...],
         layer: str | None,
-        images: tuple[Path, ...],
+        images: tuple[str, ...],
         layout: str,
+        choice: Choice,
         encoding: Encoding,
         study: str,
         space: str | None,
@@ -160,6 +162,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
             done = encode_images(
                 images=images,
                 layout=layout,
+                choice=choice,
                 index_path=workspace / "index" / f"{study}.parquet",
                 encoding=encoding,
                 workspace=workspace,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from causal_tune.cli.data import counts_table, make_index
+from causal_tune.cli.data import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.encoding import Encoding, encoding_options
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
@@ -23,7 +23,7 @@ from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
-from causal_tune.images.layouts import LAYOUTS
+from causal_tune.images.choice import Choice
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import check_roles, study_path
 
@@ -32,11 +32,12 @@ __all__ = ["encode_images", "image_options", "job_command", "roles_of", "run_job
 
 def encode_images(
     *,
-    images: tuple[Path, ...],
+    images: tuple[Path | str, ...],
     layout: str,
     index_path: Path,
     encoding: Encoding,
     workspace: Path,
+    choice: Choice | None = None,
     address: str | None = None,
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> Extraction:
@@ -44,7 +45,7 @@ def encode_images(
 
     `check` is given the generators of the index before anything is encoded, and raises what is wrong.
     """
-    index = make_index(images, layout, index_path)
+    index = make_index(images, layout, index_path, choice or Choice())
     columns = ["generator", "split<", "real", "generated", "unreadable"]
     err.print(table(f"{index.num_rows:,} images", columns, counts_table(index)))
     if check:
@@ -66,7 +67,7 @@ def roles_of(options: Mapping[str, Any]) -> dict[str, Sequence[str]]:
 
 def run_job(
     *,
-    images: tuple[Path, ...],
+    images: tuple[Path | str, ...],
     layout: str,
     encoding: Encoding,
     workspace: Path,
@@ -74,6 +75,7 @@ def run_job(
     study: str,
     space: str | SearchSpace,
     address: str | None,
+    choice: Choice | None = None,
     next_steps: Mapping[str, str] | None = None,
     **study_settings: Any,
 ) -> None:
@@ -86,6 +88,7 @@ def run_job(
         index_path=index_path,
         encoding=encoding,
         workspace=workspace,
+        choice=choice,
         address=address,
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
@@ -154,15 +157,10 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
                     "--images",
                     required=True,
                     multiple=True,
-                    type=click.Path(path_type=Path),
-                    help="A CSV or the root of a data set; may be given several times.",
+                    help="A CSV or Parquet list, the root of a data set, or a URI of either. Repeatable.",
                 ),
-                click.option(
-                    "--layout",
-                    required=True,
-                    type=click.Choice(sorted(LAYOUTS)),
-                    help="How the images lie on disk.",
-                ),
+                layout_option,
+                choice_options("--sample-seed"),
                 encoding_options(encoder),
             ]
         ):

@@ -11,7 +11,11 @@ from causal_tune.study.spec import read_spec
 __all__ = ["stores_command"]
 
 
-@click.group("stores", invoke_without_command=True, epilog="Example: causal-tune stores gc --delete")
+@click.group(
+    "stores",
+    invoke_without_command=True,
+    epilog="Example: causal-tune stores --workspace causal_tune_runs",
+)
 @workspace_option
 @json_option
 @click.pass_context

@@ -30,7 +30,7 @@ another fingerprint of every feature store):
 - **Damaged or truncated files are unreadable**, never padded with grey: grey tails are a cue. A file
   that lacks only bytes behind its last pixel (PNG's end marker) is complete. What is not seen: a
   progressive JPEG that was cut and then closed again with an end marker by other software.
-- **Limits**: `MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded. What a decoder
+- **Limits**: `files.MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded. What a decoder
   does in spite of them, `causal_tune.images.isolated` contains.
 
 Only `FORMATS` are decoded, told apart by content, not by the file's name. Pixels of lossy formats are those
@@ -47,14 +47,13 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from causal_tune.errors import UnreadableImage
+from causal_tune.images.files import read_image_bytes
 from causal_tune.images.headers import (
     FORMATS,
-    MAX_BYTES,
     MAX_PIXELS,
     check_pixels,
     exceeds_text_limit,
     open_image,
-    read_image_bytes,
     truncated,
     unreadable,
     without_text,
@@ -64,7 +63,6 @@ from causal_tune.images.preprocessing import CROP_SIZE, Preprocessing
 __all__ = [
     "CROP_SIZE",
     "FORMATS",
-    "MAX_BYTES",
     "MAX_PIXELS",
     "Preprocessing",
     "crop",
@@ -72,7 +70,6 @@ __all__ = [
     "decode_upright",
     "open_image",
     "read_crop",
-    "read_image_bytes",
     "recompress",
 ]
 

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from causal_tune.errors import UnreadableImage
-from causal_tune.images.headers import open_image, read_image_bytes
+from causal_tune.images.files import read_image_bytes
+from causal_tune.images.headers import open_image
 
 __all__ = ["FileFacts", "estimate_jpeg_quality", "read_facts"]
 

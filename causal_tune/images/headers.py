@@ -1,4 +1,4 @@
-"""The bytes of an image file and its header: what it is and how large, before any pixel is decoded.
+"""The header of an image file: what it is and how large, before any pixel is decoded.
 
 A file is told by its content, never by its name. All that stands in the way of decoding becomes an
 `UnreadableImage` whose text is one short line, the same for the same bytes.
@@ -6,12 +6,9 @@ A file is told by its content, never by its name. All that stands in the way of 
 
 import contextlib
 import io
-import os
 import re
-import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import PIL
 from PIL import (
@@ -28,6 +25,7 @@ from PIL import (
 )
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
+from causal_tune.images.files import check_num_bytes
 
 with contextlib.suppress(ImportError):  # optional; its absence becomes the reason of a HEIF image
     from pillow_heif import register_heif_opener
@@ -36,12 +34,10 @@ with contextlib.suppress(ImportError):  # optional; its absence becomes the reas
 
 __all__ = [
     "FORMATS",
-    "MAX_BYTES",
     "MAX_PIXELS",
     "check_pixels",
     "exceeds_text_limit",
     "open_image",
-    "read_image_bytes",
     "truncated",
     "unreadable",
     "without_text",
@@ -49,9 +45,6 @@ __all__ = [
 
 MAX_PIXELS = 100_000_000
 """Width x height above which an image is not decoded."""
-
-MAX_BYTES = 512 * 2**20
-"""File size above which an image is not read."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "HEIF")
 """Formats that are decoded, by Pillow's names; HEIF where the optional package pillow-heif is installed."""
@@ -67,29 +60,6 @@ _MAX_SIDE = 2**31 - 1  # what Pillow and the index can hold; a TIFF can name mor
 _MAX_REASON = 160
 
 
-def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file of at most `MAX_BYTES`; UnreadableImage says why not."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  one call tells kind and size; Path has no such call
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableImage("a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe or a device could wait for ever
-            raise UnreadableImage("not a regular file")
-        _check_num_bytes(status.st_size)
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        link = Path(path).is_symlink()
-        raise UnreadableImage("broken symbolic link" if link else "no such file") from None
-    except PermissionError:
-        raise UnreadableImage("permission denied") from None
-    except OSError as error:
-        raise UnreadableImage(f"cannot be read: {error.strerror or error}") from None
-    except UnreadableImage:
-        raise
-    except ValueError as error:  # a null character in the path
-        raise UnreadableImage(f"not a path: {error}") from None
-
-
 def open_image(data: bytes) -> ImageFile.ImageFile:
     """The image with its header read and its pixels not: `size`, `mode`, `format` are known.
 
@@ -102,7 +72,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
         )
     if not data:
         raise UnreadableImage("empty file (0 bytes)")
-    _check_num_bytes(len(data))
+    check_num_bytes(len(data))
     name = _format(data)
     try:
         image = Image.OPEN[name][0](io.BytesIO(data), "")
@@ -170,11 +140,6 @@ def _png_chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = at + 12 + int.from_bytes(png[at : at + 4], "big")
         yield png[at + 4 : at + 8], png[at:end]
         at = end
-
-
-def _check_num_bytes(num_bytes: int) -> None:
-    if num_bytes > MAX_BYTES:
-        raise UnreadableImage(f"{num_bytes:,} bytes exceed the limit of {MAX_BYTES:,}")
 
 
 def _too_many_pixels(num_pixels: int | None, sides: str = "") -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,9 +24,11 @@ __all__ = [
     "counts",
     "generators",
     "index_sha256",
+    "origin",
     "read_index",
     "skipped_files",
     "summarise",
+    "with_origin",
     "with_skipped",
     "write_index",
 ]
@@ -35,6 +38,7 @@ INDEX_VERSION = 1
 
 _VERSION_KEY = b"causal_tune.index.version"
 _SKIPPED_KEY = b"causal_tune.index.skipped"
+_ORIGIN_KEY = b"causal_tune.index.origin"
 
 INDEX_SCHEMA: pa.Schema = pa.schema(
     [
@@ -52,7 +56,7 @@ INDEX_SCHEMA: pa.Schema = pa.schema(
     ],
     metadata={_VERSION_KEY: str(INDEX_VERSION).encode()},
 )
-"""Columns of an index: path absolute, label 0 real or 1 generated, split train, val, test or empty.
+"""Columns of an index: path absolute or a URI, label 0 real or 1 generated, split train, val, test or empty.
 
 Facts of the file are null where it, or its header, could not be read; such rows stay, so that images in
 = stored + quarantined. Rows are sorted by (generator, split, label, path).
@@ -165,6 +169,18 @@ def with_skipped(table: pa.Table, skipped: Mapping[str, int]) -> pa.Table:
     """The same table, carrying the numbers of files that were skipped, by reason."""
     text = json.dumps(dict(sorted(skipped.items()))).encode()
     return table.replace_schema_metadata({**(table.schema.metadata or {}), _SKIPPED_KEY: text})
+
+
+def origin(table: pa.Table) -> dict[str, Any]:
+    """How an index was made: roots, layout, notes, choice; empty where an older index does not say."""
+    found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_ORIGIN_KEY, b"{}"))
+    return found
+
+
+def with_origin(table: pa.Table, made: Mapping[str, Any]) -> pa.Table:
+    """The same table, carrying how it was made."""
+    text = json.dumps(made, sort_keys=True).encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), _ORIGIN_KEY: text})
 
 
 def summarise(table: pa.Table) -> str:

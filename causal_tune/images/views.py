@@ -25,7 +25,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
-from causal_tune.images.decode import crop, decode_crop, decode_upright, read_image_bytes, recompress
+from causal_tune.images.decode import crop, decode_crop, decode_upright, recompress
+from causal_tune.images.files import read_image_bytes
 from causal_tune.images.preprocessing import Preprocessing
 
 __all__ = [

@@ -13,11 +13,11 @@ import pytest
 
 from causal_tune.images.decode import read_crop
 from causal_tune.images.index import read_index, skipped_files
-from causal_tune.images.pieces import decode_piece, rows_to_bytes
-from causal_tune.images.preprocessing import Preprocessing
+from causal_tune.images.pieces import decode_piece
 from tests.conftest import Finished, run_cli
 from tests.images import misbehaving
 from tests.images.bad_files import READ, write_bad_files
+from tests.images.tasks import clean_task
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +40,7 @@ def decode_all(index_path: Path, **options: object) -> tuple[dict[str, np.ndarra
     reasons: dict[str, str] = {}
     for start in range(0, index.num_rows, 64):
         rows = index.slice(start, 64)
-        places = list(range(rows.num_rows))
-        asked = [{"name": "clean", "path": "", "rows": places, "sources": [None] * len(places)}]
-        task = {"piece": 0, "rows": rows_to_bytes(rows), "preprocessing": Preprocessing().name}
-        result = decode_piece({**task, "views": json.dumps(asked)}, **options)
+        result = decode_piece(clean_task(rows), **options)
         (view,) = json.loads(result["views"])
         names = [Path(rows["path"][place].as_py()).name for place in view["kept"]]
         crops |= dict(zip(names, result["crops"], strict=True))

@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as torchvision
 
 from causal_tune.errors import InvalidConfig, UnreadableImage
-from causal_tune.images import decode, headers
+from causal_tune.images import decode, files, headers
 from causal_tune.images.decode import Preprocessing, decode_crop, open_image, read_crop
 from tests.images.pictures import encode, noise, png_16, png_chunk, png_header, png_of_zeros, smooth
 
@@ -406,7 +406,7 @@ def test_image_without_pixels_is_refused():
 
 def test_bytes_limit(monkeypatch, tmp_path):
     data = encode(smooth(240, 240), "PNG")
-    monkeypatch.setattr(headers, "MAX_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
     path = tmp_path / "large.png"
     path.write_bytes(data)
     for refuse in (lambda: decode_crop(data), lambda: read_crop(path)):

@@ -2,7 +2,6 @@ import io
 import os
 import random
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,66 +14,27 @@ from PIL import Image
 from causal_tune.errors import IndexingError, UnknownName
 from causal_tune.images.facts import estimate_jpeg_quality, read_facts
 from causal_tune.images.index import INDEX_SCHEMA, index_sha256, skipped_files, summarise
-from causal_tune.images.layouts import (
-    LAYOUTS,
-    SHAPES,
+from causal_tune.images.layouts import LAYOUTS, SHAPES, build_index
+from causal_tune.images.places import (
     Place,
-    build_index,
     place_folders,
     place_forensynths,
     place_genimage,
 )
-
-
-def image_bytes(format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 8), "red").save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-PNG = image_bytes()
-JPEG = image_bytes("JPEG", quality=96)
-
-
-def make(root: Path, *names: str, data: bytes = PNG) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def found(table: pa.Table) -> Counter[tuple[str, str, int]]:
-    columns = (table[name].to_pylist() for name in ("generator", "split", "label"))
-    return Counter(zip(*columns, strict=True))
-
-
-def refused(roots: list[Path], layout: str) -> str:
-    with pytest.raises(IndexingError) as caught:
-        build_index(roots, layout)
-    return str(caught.value)
-
+from tests.images.trees import (
+    GENIMAGE,
+    JPEG,
+    LSUN,
+    PNG,
+    found,
+    image_bytes,
+    make,
+    make_forensynths_test,
+    make_genimage,
+    refused,
+)
 
 # --- genimage
-
-
-GENIMAGE = {  # folder, extra level, readable name: GenImage as it is unpacked
-    "sd14": "stable_diffusion_v_1_4/imagenet_ai_0419_sdv4",
-    "sd15": "stable_diffusion_v_1_5/imagenet_ai_0424_sdv5",
-    "midjourney": "Midjourney/imagenet_midjourney",
-    "adm": "ADM/imagenet_ai_0508_adm",
-    "biggan": "BigGAN/imagenet_ai_0419_biggan",
-    "glide": "glide/imagenet_glide",
-    "vqdm": "VQDM/imagenet_ai_0419_vqdm",
-    "wukong": "wukong/imagenet_ai_0424_wukong",
-}
-
-
-def make_genimage(root: Path, extra_level: bool) -> None:
-    for folder in GENIMAGE.values():
-        inner = folder if extra_level else folder.split("/")[0]
-        make(root, f"{inner}/train/ai/0_adm_0.PNG", f"{inner}/train/ai/1.png", f"{inner}/train/ai/2.png")
-        make(root, f"{inner}/val/ai/3.png")
-        make(root, f"{inner}/train/nature/n01440764_1.JPEG", f"{inner}/val/nature/v.JPEG", data=JPEG)
 
 
 @pytest.mark.parametrize("extra_level", [True, False])
@@ -130,27 +90,6 @@ def test_place_genimage(root, parts, expected):
 # --- forensynths
 
 
-FORENSYNTHS_PLAIN = "biggan stargan gaugan crn imle seeingdark san deepfake whichfaceisreal".split()  # noqa: SIM905
-FORENSYNTHS_CATEGORIES = {
-    "progan": ["airplane", "train", "tvmonitor"],  # `train` is a category of LSUN, not a split
-    "stylegan": ["bedroom", "car", "cat"],
-    "stylegan2": ["horse", "church", "car", "cat"],
-    "cyclegan": ["apple", "horse", "orange", "summer", "winter", "zebra"],
-}
-
-
-def make_forensynths_test(root: Path) -> dict[tuple[str, str, int], int]:
-    expected = {}
-    for generator in FORENSYNTHS_PLAIN:
-        make(root, f"{generator}/0_real/a.png", f"{generator}/0_real/b.png", f"{generator}/1_fake/a.png")
-        expected |= {(generator, "test", 0): 2, (generator, "test", 1): 1}
-    for generator, categories in FORENSYNTHS_CATEGORIES.items():
-        for category in categories:
-            make(root, f"{generator}/{category}/0_real/a.png", f"{generator}/{category}/1_fake/a.png")
-        expected |= {(generator, "test", label): len(categories) for label in (0, 1)}
-    return expected
-
-
 @pytest.mark.parametrize("folder", ["test", "CNN_synth_testset", "ForenSynths/test"])
 def test_forensynths_13_test_sets(tmp_path, folder):
     expected = make_forensynths_test(tmp_path / folder)
@@ -161,11 +100,11 @@ def test_forensynths_13_test_sets(tmp_path, folder):
 
 def test_forensynths_training_tree_and_its_single_roots(tmp_path):
     for split in ("train", "val"):
-        for category in ("airplane", "train", "cat"):
+        for category in LSUN:
             make(
                 tmp_path, f"{split}/progan/{category}/0_real/a.png", f"{split}/progan/{category}/1_fake/a.png"
             )
-    both = {("progan", split, label): 3 for split in ("train", "val") for label in (0, 1)}
+    both = {("progan", split, label): 20 for split in ("train", "val") for label in (0, 1)}
     assert found(build_index([tmp_path], "forensynths")) == both
     only_train = {key: number for key, number in both.items() if key[1] == "train"}
     assert found(build_index([tmp_path / "train"], "forensynths")) == only_train

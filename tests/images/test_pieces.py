@@ -10,32 +10,15 @@ import ray
 
 from causal_tune.images.decode import read_crop
 from causal_tune.images.layouts import build_index
-from causal_tune.images.pieces import decode_piece, rows_from_bytes, rows_to_bytes
+from causal_tune.images.pieces import decode_piece, rows_from_bytes
 from tests.conftest import draw, write_images
 from tests.images import misbehaving
+from tests.images.tasks import clean_task, task
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> pa.Table:
     return build_index([write_images(tmp_path, {"alpha": 2})], "csv")
-
-
-def task(rows: pa.Table, views: dict[str, list[tuple[int, object]]]) -> dict[str, object]:
-    asked = [
-        {
-            "name": name,
-            "path": f"/{name}",
-            "rows": [row for row, _ in chosen],
-            "sources": [source for _, source in chosen],
-        }
-        for name, chosen in views.items()
-    ]
-    return {
-        "piece": 7,
-        "rows": rows_to_bytes(rows),
-        "preprocessing": "center-crop-224/v1",
-        "views": json.dumps(asked),
-    }
 
 
 def test_only_what_has_no_source_is_read(rows: pa.Table) -> None:
@@ -77,8 +60,7 @@ def test_files_that_end_their_decoder_cost_themselves_only_in_a_ray_task(
         file.write("crash.png,real,alpha,\nhunger.png,real,alpha,\n")
     index = build_index([csv], "csv")
     remote = ray.remote(decode_piece)
-    asked = task(index, {"clean": [(row, None) for row in range(6)]})
-    result = ray.get(remote.remote(asked, read=misbehaving.read))
+    result = ray.get(remote.remote(clean_task(index), read=misbehaving.read))
     assert len(result["crops"]) == 4
     (view,) = json.loads(result["views"])
     reasons = {Path(row["path"]).name: row["reason"] for row in view["quarantine"]}
