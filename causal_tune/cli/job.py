@@ -1,11 +1,14 @@
 """The main job, end to end: index, extract, tune, table, export. `jobs/` and `causal-tune demo` are this."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from causal_tune.audit.run import audit_index
+from causal_tune.cli.audit import show_findings
 from causal_tune.cli.data import counts_table, make_index
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
@@ -42,10 +45,12 @@ def encode_images(
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
+    train_generators: Sequence[str] = (),
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> Extraction:
-    """Index and extract, telling on stderr what is there; every step continues what an earlier run left.
+    """Index, extract and audit, telling on stderr what is there; every step continues what an earlier run left.
 
+    `train_generators` tells the audit whose images will train.
     `check` is given the generators of the index before anything is encoded, and raises what is wrong.
     """
     index = make_index(images, layout, index_path)
@@ -65,6 +70,10 @@ def encode_images(
     )
     err.print(describe_extraction(done))
     show_quarantine(done)
+    audit = audit_index(index, store=done.store, train_generators=train_generators)
+    command = ["causal-tune", "audit", str(index_path), "--store", str(done.store.path)]
+    command += [word for name in train_generators for word in ("--train-generator", name)]
+    show_findings(audit, shlex.join(command))
     return done
 
 
@@ -108,6 +117,7 @@ def run_job(
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
+        train_generators=study_settings["train_generators"],
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
     result, ui_command = run_tune(

@@ -58,6 +58,7 @@ __all__ = [
     "MAX_PIXELS",
     "PREPROCESSING",
     "decode_crop",
+    "decode_thumbnail",
     "open_image",
     "read_crop",
     "read_image_bytes",
@@ -147,6 +148,28 @@ def decode_crop(data: bytes, size: int = CROP_SIZE) -> npt.NDArray[np.uint8]:
         if image.format in ("JPEG", "MPO") and _ends_grey(image):
             _check_grey_end(image, data)
         return _crop(image, size)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # whatever a decoder raises on damaged data becomes the reason
+        raise UnreadableImage(_reason(image.format, data, error)) from error
+
+
+def decode_thumbnail(data: bytes, side: int) -> npt.NDArray[np.uint8]:
+    """The whole picture, upright, grey, squeezed to `side` x `side`: uint8 [side, side]; for hashes only.
+
+    Raises `UnreadableImage`. A JPEG is decoded at an eighth to a half of its size where that is enough,
+    so that a cut one may pass: `decode_crop` decides what can be read.
+    """
+    image = open_image(data)
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        raise UnreadableImage(_too_many_pixels(image.size[0] * image.size[1]))
+    try:
+        image.draft(None, (4 * side, 4 * side))
+        image.load()
+        transpose = _TRANSPOSES.get(_orientation(image))  # as in `_crop`, after TIFF has turned itself
+        grey = _to_rgb(_with_8_bits(image)).convert("L")
+        small = grey.resize((side, side), Image.Resampling.BOX)
+        return np.array(small if transpose is None else small.transpose(transpose))
     except UnreadableImage:
         raise
     except Exception as error:  # whatever a decoder raises on damaged data becomes the reason
