@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -91,12 +92,14 @@ def row_roles(index: pa.Table, train_generators: Sequence[str] = ()) -> NDArray[
 
 
 def content_numbers(index: pa.Table) -> NDArray[np.int64]:
-    """A number for each row, int64 [n]: equal exactly where the bytes are; a file without hash has its own."""
+    """A number for each row, int64 [n]: equal exactly where the bytes are.
+
+    An unreadable file has a number of its own: that many downloads are empty says nothing about pictures.
+    """
     encoded = _codes(index["sha256"])
-    missing = np.asarray(encoded.indices.is_null())
-    codes: NDArray[np.int64] = np.asarray(encoded.indices.fill_null(-1), dtype=np.int64)
-    codes = codes.copy()
-    codes[missing] = len(encoded.dictionary) + np.arange(missing.sum())
+    unreadable = np.asarray(pc.or_(pc.is_null(index["sha256"]), pc.is_null(index["width"])))
+    codes = np.asarray(encoded.indices.fill_null(0)).astype(np.int64)
+    codes[unreadable] = len(encoded.dictionary) + np.arange(unreadable.sum())
     return codes
 
 
@@ -142,7 +145,7 @@ def find_matches(
     shared = (
         np.full(num_groups, exact) & ~both & any_of(label == REAL) & (_num_distinct(g, path, num_groups) == 1)
     )
-    leaking_groups = leaking.reshape(-1, 2).any(axis=1)
+    leaking_groups: NDArray[np.bool_] = np.logical_or(leaking[::2], leaking[1::2])
     others: NDArray[np.bool_] = ~(both | leaking_groups | shared)
     is_leaked = leaking[key]
 

@@ -21,7 +21,7 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem; overflow-wrap: anywhere; } h2 { fo
 .verdict { font-size: 1.1rem; font-weight: 600; }
 article { border-left: 4px solid var(--note); background: var(--card); padding: .6rem 1rem; margin: .8rem 0; }
 article.finding { border-color: var(--bad); }
-article h3 { font-size: .8rem; margin: 0; text-transform: uppercase; letter-spacing: .05em; color: var(--note); }
+article h3 { font-size: .9rem; margin: 0; color: var(--note); }
 article.finding h3 { color: var(--bad); }
 article p { margin: .3rem 0; overflow-wrap: anywhere; } code { overflow-wrap: anywhere; }
 summary { cursor: pointer; color: var(--soft); } details ul { margin: .3rem 0; padding-left: 1.2rem; }

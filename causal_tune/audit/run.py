@@ -165,9 +165,9 @@ def _near(
 
 
 _METHODS = {
-    "sha256": "have the same bytes",
-    "phash": "show nearly the same picture (perceptual hash)",
-    "cosine": "have nearly the same features",
+    "sha256": "the same bytes",
+    "phash": "nearly the same pixels (by perceptual hash)",
+    "cosine": "nearly the same features",
 }
 
 
@@ -185,7 +185,7 @@ def _match_findings(matches: Matches, examples: Examples) -> list[Finding]:
                 kind="leak" if exact else "near_leak",
                 subject="",
                 what=f"{plural(matches.num_leaks, 'picture')} that training sees {are(matches.num_leaks)} "
-                f"also judged: {plural(matches.num_leaked_images, 'judged image')} {alike} as training images, "
+                f"also judged: {plural(matches.num_leaked_images, 'judged image')} with {alike} as training images, "
                 f"in {listed(places)}.",
                 next_step="Remove them from one side, or put all copies into one split (a CSV with the column "
                 "`split`), and index again.",
@@ -194,7 +194,7 @@ def _match_findings(matches: Matches, examples: Examples) -> list[Finding]:
             )
         )
     if matches.num_both_labels:
-        groups = f"{plural(matches.num_both_labels, 'group')} of images that {alike}"
+        groups = f"{plural(matches.num_both_labels, 'group')} of images with {alike}"
         found.append(
             Finding(
                 severity="finding" if exact else "note",
@@ -225,7 +225,7 @@ def _match_findings(matches: Matches, examples: Examples) -> list[Finding]:
                 severity="note",
                 kind="duplicates" if exact else "near_duplicates",
                 subject="",
-                what=f"{plural(examples.num_others, 'group')} of images that {alike}, without a leak; "
+                what=f"{plural(examples.num_others, 'group')} of images with {alike}, without a leak; "
                 f"{examples.num_others_within:,} within one generator, split and class.",
                 next_step="They count several times in every metric; keep one of each to be exact.",
                 num_images=examples.num_other_rows,

@@ -28,6 +28,12 @@ _NAMES = {
     "height": "height",
     "bytes": "file size in bytes",
 }
+_PHRASES = {
+    "jpeg_quality": "have JPEG quality {}",
+    "width": "are {} pixels wide",
+    "height": "are {} pixels high",
+    "bytes": "have {} bytes",
+}
 _SHORT = {"jpeg_quality": "JPEG quality"}
 
 _IN_PIXELS = ("format", "jpeg_quality", "mode")
@@ -40,8 +46,12 @@ _RECOMPRESS = (
     "crop."
 )
 _WINDOW = (
-    "Remove it: `causal-tune index ... --min-side {crop}` leaves out what would be resized; with `--max-side` it "
-    "keeps a window of sizes that both classes have."
+    f"`causal-tune index ... --min-side {CROP_SIZE}` leaves out what would be resized; with `--max-side` it keeps a "
+    "window of sizes that both classes have."
+)
+_NO_WINDOW = (
+    f"No window of sizes mends the resizing: all images of one class are smaller than {CROP_SIZE}. Keep the generator "
+    "out of averages, or bring larger images."
 )
 
 
@@ -72,7 +82,6 @@ def bias_finding(
             f"{where}: no property of the files alone tells real from generated, all together do: a detector can "
             f"score {result.joint.ap_balanced:.2f} by them."
         )
-        step = f"{_RECOMPRESS} {_WINDOW.format(crop=CROP_SIZE)}"
     else:
         score = next(item for item in result.alarming if item.feature == best)
         what = (
@@ -81,31 +90,40 @@ def bias_finding(
         )
         if others := [_NAMES[name] for name in alarming if name != best]:
             what += f" So do: {', '.join(others)}."
-        step = _WINDOW.format(crop=CROP_SIZE) if best in _SIZES else _RECOMPRESS
-    if (best in _SIZES) and not in_pixels:
-        step = (
-            "The crop is taken without resizing, so it does not show the size itself, but how much of the scene it "
-            "holds. `--min-side` and `--max-side` of `causal-tune index` keep sizes that both classes have."
-        )
-    if best == "bytes" and not in_pixels:
-        step = (
-            "Formats and JPEG qualities do not tell the classes apart, so this is how busy the pictures are, or how "
-            "they were compressed before: look at a few. `--recompress 90` of `causal-tune extract` gives both "
-            "sides the same last compression."
-        )
     if any(shares):
         what += (
-            f" {_resized(result.num_real_resized, result.num_real, 'real')} and "
-            f"{_resized(result.num_generated_resized, result.num_generated, 'generated')} are resized, since their "
-            f"shorter side is below {CROP_SIZE}."
+            f" Their shorter side is below {CROP_SIZE}, so that they are resized: "
+            f"{_resized(result.num_real_resized, result.num_real, 'real')}, "
+            f"{_resized(result.num_generated_resized, result.num_generated, 'generated')}."
         )
     return Finding(
         severity="finding" if in_pixels or not best else "note",
         kind="bias",
         subject=result.scope,
         what=what,
-        next_step=step,
+        next_step=_next_step(best, in_pixels, shares),
         num_images=result.num_real + result.num_generated,
+    )
+
+
+def _next_step(best: str, in_pixels: Sequence[str], shares: tuple[float, float]) -> str:
+    """What removes a shortcut: `best` is the property that is named, `shares` the resized of each class."""
+    if not best:
+        return f"{_RECOMPRESS} {_WINDOW}"
+    steps = [_RECOMPRESS] if set(in_pixels) - set(_SIZES) else []
+    if set(in_pixels) & set(_SIZES):
+        steps.append(_WINDOW if 1 not in shares else _NO_WINDOW)
+    if steps:
+        return " ".join(steps)
+    if best in _SIZES:
+        return (
+            "As many images of both classes are resized, so the crop does not show the size itself, but how much of "
+            "the scene it holds. `--min-side` and `--max-side` of `causal-tune index` keep sizes that both have."
+        )
+    return (
+        "Formats and JPEG qualities do not tell the classes apart, so this is how busy the pictures are, or how they "
+        "were compressed before: look at a few. `--recompress 90` of `causal-tune extract` gives both classes the "
+        "same last compression."
     )
 
 
@@ -140,7 +158,7 @@ def describe(
     >>> describe("format", np.array([0, 0, 0, 1, 1, 1.0]), labels, ["JPEG", "PNG"])
     'all 3 real images are JPEG, all 3 generated ones are PNG'
     >>> describe("width", np.array([500, 640, 333, 512, 512, 512.0]), labels)
-    'the 3 real images have width 333 to 640 (median 500), all 3 generated ones have width 512'
+    'the 3 real images are 333 to 640 (median 500) pixels wide, all 3 generated ones are 512 pixels wide'
     """
     parts = []
     for label, noun in ((0, "real images"), (1, "generated ones")):
@@ -159,9 +177,8 @@ def describe(
         else:
             known = mine[~np.isnan(mine)]
             low, middle, high = np.quantile(known, [0, 0.5, 1])
-            parts.append(
-                f"the {len(mine):,} {noun} have {_NAMES[feature]} {low:,.0f} to {high:,.0f} (median {middle:,.0f})"
-            )
+            span = f"{low:,.0f} to {high:,.0f} (median {middle:,.0f})"
+            parts.append(f"the {len(mine):,} {noun} {_PHRASES[feature].format(span)}")
     return ", ".join(parts)
 
 
@@ -170,7 +187,7 @@ def _value(feature: str, value: float, names: Sequence[Any] | None) -> str:
         return f"are {names[int(value)]}"
     if np.isnan(value):
         return f"have no {_NAMES[feature]}"
-    return f"have {_NAMES[feature]} {value:,.0f}"
+    return _PHRASES[feature].format(f"{value:,.0f}")
 
 
 def _resized_shares(result: Probe) -> tuple[float, float]:

@@ -473,6 +473,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 num_actors=num_actors,
                 gpus_per_actor=gpus_per_actor,
                 address=options["address"],
+                train_generators=options["train_generators"],
                 check=lambda known: check_generators(
                     known,
                     train=options["train_generators"],

@@ -171,6 +171,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 num_actors=num_actors,
                 gpus_per_actor=gpus_per_actor,
                 address=options["address"],
+                train_generators=options["train_generators"],
                 check=lambda known: check_roles(roles_of(options), known, "the index"),
             )
             summaries: dict[str, dict[str, Any]] = {}
