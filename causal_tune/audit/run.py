@@ -61,12 +61,12 @@ def audit_index(
 
     >>> from causal_tune.images.index import INDEX_SCHEMA
     >>> rows = [
-    ...     {"path": "/a.png", "label": 0, "generator": "adm", "split": "train", "sha256": "1"},
-    ...     {"path": "/b.png", "label": 0, "generator": "adm", "split": "test", "sha256": "1"},
+    ...     {"path": "/a.png", "label": 0, "generator": "adm", "split": "train", "width": 9, "sha256": "1"},
+    ...     {"path": "/b.png", "label": 0, "generator": "adm", "split": "test", "width": 9, "sha256": "1"},
     ... ]
-    >>> audit = audit_index(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA.remove_metadata()))
+    >>> audit = audit_index(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
     >>> [item.kind for item in audit.findings if item.severity == "finding"]
-    ['leak', 'one_class', 'unreadable']
+    ['leak', 'one_class']
     """
     known = generators(index)
     if unknown := [name for name in train_generators if name not in known]:

@@ -102,7 +102,9 @@ def audit_command(
     def show() -> None:
         _show(audit)
         if output is not None:
-            out.print(f"Written: {output / 'audit.html'} and audit.json", soft_wrap=True, markup=False)
+            out.print(
+                printable(f"Written: {output / 'audit.html'} and audit.json"), soft_wrap=True, markup=False
+            )
 
     emit(as_json, document, show)
     if strict and audit.num_findings:
@@ -137,6 +139,10 @@ def _images(path: Path, layout: str | None) -> pa.Table:
         raise InvalidConfig(
             f"{str(path)!r} is a Parquet file, which is an index already; --layout is for folders and CSV files. "
             "Leave --layout out."
+        )
+    if printable(str(path)) != str(path):
+        raise InvalidConfig(
+            f"The name {printable(str(path))!r} is not UTF-8, and no index can hold such paths. Rename that folder."
         )
     with progress_bar("Indexing", 0, "images") as bar:
         return build_index([path], layout, progress=bar.follow)
