@@ -199,8 +199,7 @@ def near_hashes(hashes: NDArray[np.uint64], max_distance: int) -> NDArray[np.int
     array([[0, 2]])
     """
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    rest = np.setdiff1d(np.arange(len(hashes)), first)
-    links = [np.stack([first[inverse[rest]], rest], axis=1)]
+    links = [_fewest_links(inverse)]
     edges = np.linspace(0, 64, max_distance + 3).astype(int)
     bands = [(1 << int(end)) - (1 << int(start)) for start, end in pairwise(edges)]
     for one, other in combinations(bands, 2):
@@ -219,22 +218,32 @@ def near_hashes(hashes: NDArray[np.uint64], max_distance: int) -> NDArray[np.int
 
 
 def near_features(features: NDArray[np.float32], min_cosine: float) -> NDArray[np.int64]:
-    """Links [m, 2] between all rows of `features` [n, d] whose cosine is at least `min_cosine`.
+    """Links [m, 2] that connect all rows of `features` [n, d] whose cosine is at least `min_cosine`.
 
-    n^2 d multiplications in float32 blocks of at most 1024 x 8192, so memory does not grow with n^2.
+    n^2 d multiplications in float32 blocks of at most 1024 x 8192. Memory does not grow with n^2, even where
+    all are alike: many links are replaced by a few that connect the same rows.
 
     >>> near_features(np.array([[1, 0], [0, 1], [2, 0.01]], dtype=np.float32), 0.999)
     array([[0, 2]])
     """
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     units = features / np.maximum(norms, np.finfo(np.float32).tiny)
-    found = [np.empty((0, 2), dtype=np.int64)]
+    found = np.empty((0, 2), dtype=np.int64)
     for top in range(0, len(units), _BLOCK):
         for left in range(top, len(units), _COLUMNS):
             cosines = units[top : top + _BLOCK] @ units[left : left + _COLUMNS].T
             pairs = np.argwhere(cosines >= min_cosine) + np.array([top, left])
-            found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-    return np.concatenate(found)
+            found = np.concatenate([found, pairs[pairs[:, 0] < pairs[:, 1]]])
+            if len(found) > 4 * len(units):
+                found = _fewest_links(linked(len(units), found))
+    return found
+
+
+def _fewest_links(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Links [m, 2] that connect each group, given by its number for each of n rows: its first row to the others."""
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    rest = np.setdiff1d(np.arange(len(groups)), first)
+    return np.stack([first[inverse[rest]], rest], axis=1)
 
 
 def _codes(column: pa.ChunkedArray) -> pa.DictionaryArray:

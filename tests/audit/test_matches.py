@@ -190,6 +190,15 @@ def test_feature_blocks_find_what_one_product_finds() -> None:
     assert set(map(tuple, found.tolist())) == set(map(tuple, expected.tolist()))
 
 
+def test_features_that_are_all_alike_need_few_links() -> None:
+    features = np.ones((3000, 2), dtype=np.float32)
+    features[1000:2000, 1] = -1
+    links = near_features(features, 0.999)
+    assert len(links) <= 4 * 3000
+    groups = linked(3000, links)
+    assert same_groups(groups, (np.arange(3000) // 1000 == 1).astype(np.int64))
+
+
 def test_zero_features_are_like_nothing() -> None:
     assert len(near_features(np.zeros((3, 4), dtype=np.float32), 0.999)) == 0
 
