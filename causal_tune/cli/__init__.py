@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "index": ("data", "Make the image index: one row an image."),
+    "audit": ("audit", "Find leaks, copies, wrong labels and shortcuts in labelled images."),
     "encoders": ("data", "List the encoders there are."),
     "fetch": ("data", "Bring and verify an encoder's weights."),
     "extract": ("extract", "Encode the images of an index into the feature store."),

@@ -469,6 +469,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 encoding=replace(encoding, layers=tuple(dict.fromkeys((*encoding.layers, base["layer"])))),
                 workspace=workspace,
                 address=options["address"],
+                train_generators=options["train_generators"],
                 check=lambda known: check_generators(
                     known,
                     train=options["train_generators"],

@@ -167,6 +167,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 encoding=encoding,
                 workspace=workspace,
                 address=options["address"],
+                train_generators=options["train_generators"],
                 check=lambda known: check_roles(roles_of(options), known, "the index"),
             )
             summaries: dict[str, dict[str, Any]] = {}

@@ -1,11 +1,14 @@
 """The main job, end to end: index, extract, tune, table, export. `jobs/` and `causal-tune demo` are this."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from causal_tune.audit.run import audit_index
+from causal_tune.cli.audit import show_findings
 from causal_tune.cli.data import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.encoding import Encoding, encoding_options
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
@@ -39,10 +42,12 @@ def encode_images(
     workspace: Path,
     choice: Choice | None = None,
     address: str | None = None,
+    train_generators: Sequence[str] = (),
     check: Callable[[Sequence[str]], None] | None = None,
 ) -> Extraction:
-    """Index and extract, telling on stderr what is there; every step continues what an earlier run left.
+    """Index, extract and audit, telling on stderr what is there; every step continues what an earlier run left.
 
+    `train_generators` tells the audit whose images will train.
     `check` is given the generators of the index before anything is encoded, and raises what is wrong.
     """
     index = make_index(images, layout, index_path, choice or Choice())
@@ -53,6 +58,10 @@ def encode_images(
     done = run_extract(index, encoding, workspace=workspace, address=address)
     err.print(describe_extraction(done))
     show_quarantine(done)
+    audit = audit_index(index, store=done.store, train_generators=train_generators)
+    command = ["causal-tune", "audit", str(index_path), "--store", str(done.store.path)]
+    command += [word for name in train_generators for word in ("--train-generator", name)]
+    show_findings(audit, shlex.join(command))
     return done
 
 
@@ -90,6 +99,7 @@ def run_job(
         workspace=workspace,
         choice=choice,
         address=address,
+        train_generators=study_settings["train_generators"],
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
     result, ui_command = run_tune(

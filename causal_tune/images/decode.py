@@ -67,6 +67,7 @@ __all__ = [
     "Preprocessing",
     "crop",
     "decode_crop",
+    "decode_thumbnail",
     "decode_upright",
     "open_image",
     "read_crop",
@@ -214,6 +215,24 @@ def _upright(image: Image.Image) -> Image.Image:
     # TIFF is turned by Pillow while loading, which also removes the tag: nothing is turned twice.
     transpose = _TRANSPOSES.get(_orientation(image))
     return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def decode_thumbnail(data: bytes, side: int) -> npt.NDArray[np.uint8]:
+    """The whole picture, upright, grey, squeezed to `side` x `side`: uint8 [side, side]; for hashes only.
+
+    Raises `UnreadableImage`. A JPEG is decoded at an eighth to a half of its size where that is enough,
+    so that a cut one may pass: `decode_crop` decides what can be read.
+    """
+    image = open_image(data)
+    check_pixels(image)
+    try:
+        image.draft(None, (4 * side, 4 * side))
+        image.load()
+        transpose = _TRANSPOSES.get(_orientation(image))  # as in `_upright`, after TIFF has turned itself
+        small = _to_rgb(_with_8_bits(image)).convert("L").resize((side, side), Image.Resampling.BOX)
+        return np.array(small if transpose is None else small.transpose(transpose))
+    except Exception as error:  # whatever a decoder raises on damaged data becomes the reason
+        raise unreadable(image.format, data, error) from error
 
 
 def _crop_first(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:

@@ -94,7 +94,8 @@ def read_index(path: Path) -> pa.Table:
             f"Make one of the images in it with `causal-tune index {path} -o INDEX`."
         )
     try:
-        table = pq.ParquetFile(path).read()
+        with path.open("rb") as file:  # pyarrow takes no path that is not UTF-8
+            table = pq.ParquetFile(file).read()
     except (pa.ArrowException, OSError) as error:
         raise IndexingError(
             f"{str(path)!r} cannot be read as Parquet ({_first_line(error)}). "
