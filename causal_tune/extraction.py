@@ -35,6 +35,7 @@ from causal_tune.features import (
     shard_ranges,
     write_shard,
 )
+from causal_tune.fidelity import Fidelity, fidelity_of
 from causal_tune.images.decode import CROP_SIZE, PREPROCESSING, decode_crop, read_image_bytes
 from causal_tune.images.index import index_sha256
 from causal_tune.lock import owned
@@ -71,6 +72,8 @@ class Extraction:
     num_quarantined: int
     num_encoded_now: int
     elapsed_s: float
+    fidelity: Fidelity | None
+    """How near the features come to torch in float32; None for that itself, or where it was not measured."""
 
 
 def decode_shard(task: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +126,14 @@ class _ShardEncoder:
         encoder: str,
         layers: Sequence[str],
         dtype: str,
+        runtime: str,
         num_threads: int,
         batch_size: int,
         store_path: Path,
     ) -> None:
-        self.encoder = load_encoder(encoder, layers=layers, dtype=dtype, num_threads=num_threads)
+        self.encoder = load_encoder(
+            encoder, layers=layers, dtype=dtype, runtime=runtime, num_threads=num_threads
+        )
         self.batch_size = batch_size
         self.store_path = store_path
 
@@ -167,6 +173,7 @@ def extract(
     workspace: Path,
     layers: Sequence[str] = ("proj",),
     dtype: str = "auto",
+    runtime: str = "auto",
     batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
@@ -188,9 +195,9 @@ def extract(
             f"num_actors is {num_actors} and batch_size {batch_size}."
         )
     device = "cuda" if gpus_per_actor else "cpu"
-    description = describe_encoder(encoder, layers=layers, dtype=dtype, device=device)
+    description = describe_encoder(encoder, layers=layers, dtype=dtype, runtime=runtime, device=device)
     spec = StoreSpec(
-        encoder=asdict(description),
+        encoder=description.values,
         preprocessing=PREPROCESSING,
         index_sha256=index_sha256(index),
         num_indexed=index.num_rows,
@@ -223,6 +230,8 @@ def extract(
         for shard in done:
             count(read_shard_report(store_path, shard))
         tell()
+        # before the actors load: what a runtime makes once for all is then there
+        fidelity = fidelity_of(description, device=device)
         if pending:
             with cluster.connected(address):
                 for report in _encode(
@@ -232,6 +241,7 @@ def extract(
                     encoder=encoder,
                     layers=layers,
                     dtype=description.dtype,
+                    runtime=description.runtime,
                     batch_size=batch_size,
                     num_actors=num_actors,
                     gpus_per_actor=gpus_per_actor,
@@ -239,7 +249,7 @@ def extract(
                     count(report)
                     num_encoded_now += report.num_stored
                     tell()
-        store = finish_store(store_path, spec)
+        store = finish_store(store_path, spec, fidelity=asdict(fidelity) if fidelity else None)
     return Extraction(
         store=store,
         num_indexed=index.num_rows,
@@ -247,6 +257,7 @@ def extract(
         num_quarantined=num_quarantined,
         num_encoded_now=num_encoded_now,
         elapsed_s=time.monotonic() - begin,
+        fidelity=fidelity,
     )
 
 
@@ -298,6 +309,7 @@ def _encode(
     encoder: str,
     layers: Sequence[str],
     dtype: str,
+    runtime: str,
     batch_size: int,
     num_actors: int | None,
     gpus_per_actor: float,
@@ -323,6 +335,7 @@ def _encode(
                 "encoder": encoder,
                 "layers": tuple(layers),
                 "dtype": dtype,
+                "runtime": runtime,
                 "num_threads": plan.num_threads,
                 "batch_size": batch_size,
                 "store_path": store_path,

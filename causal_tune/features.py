@@ -59,7 +59,7 @@ class StoreSpec:
     """All that the bytes of a store are a function of; its hash names the store's folder."""
 
     encoder: Mapping[str, Any]
-    """`EncoderDescription` as a dict: name, architecture, weights_sha256, mean, std, dtype, layers."""
+    """`EncoderDescription.values`: which bytes, dtype, runtime and layers."""
     preprocessing: str
     """Version tag of the decoding policy (`images.decode.PREPROCESSING`)."""
     index_sha256: str
@@ -151,8 +151,12 @@ def read_shard_report(store_path: Path, shard: int) -> ShardReport:
     return ShardReport(shard=shard, num_stored=batch.num_rows, num_quarantined=len(quarantine))
 
 
-def finish_store(store_path: Path, spec: StoreSpec) -> "FeatureStore":
+def finish_store(
+    store_path: Path, spec: StoreSpec, *, fidelity: Mapping[str, Any] | None = None
+) -> "FeatureStore":
     """Check that every indexed image is stored or quarantined, write quarantine.arrow and the counts.
+
+    `fidelity` is recorded and is no part of the fingerprint: it was measured, on one machine.
 
     `StoreError` where a shard is missing or the counts do not add up.
     """
@@ -193,6 +197,7 @@ def finish_store(store_path: Path, spec: StoreSpec) -> "FeatureStore":
             "layers": widths,
             "num_stored": num_stored,
             "num_quarantined": len(quarantine),
+            **({"fidelity": fidelity} if fidelity else {}),
         },
     )
     return FeatureStore(store_path)

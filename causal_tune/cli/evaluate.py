@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.extract import describe_extraction, run_extract, runtime_option, show_quarantine
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
     emit,
+    err,
     json_option,
     metrics_rows,
     out,
@@ -27,20 +28,24 @@ __all__ = ["evaluate_command"]
 @click.argument("detector", type=click.Path(path_type=Path))
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
+@runtime_option("that of the training where this machine has it")
 @workspace_option
 @json_option
 def evaluate_command(
-    detector: Path, index: Path, address: str | None, workspace: Path, as_json: bool
+    detector: Path, index: Path, address: str | None, runtime: str, workspace: Path, as_json: bool
 ) -> None:
     """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
     loaded = load_detector(detector)
-    loaded.encoder()  # refuses other weights before any image is read
-    encoder = loaded.description["encoder"]
+    encoder = loaded.encoder(runtime).description  # refuses other weights before any image is read
+    for note in loaded.notes:
+        err.print(note)
     done = run_extract(
         read_index(index),
-        encoder=encoder["name"],
+        encoder=encoder.name,
         workspace=workspace,
         layers=(loaded.layer,),
+        dtype="int8" if encoder.dtype == "int8" else "auto",
+        runtime=encoder.runtime,
         address=address,
     )
     rows = done.store.rows

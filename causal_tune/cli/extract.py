@@ -1,7 +1,9 @@
 """`extract`: the images of an index into the feature store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import pyarrow as pa
@@ -10,8 +12,42 @@ from causal_tune.cli.output import emit, err, json_option, names, out, progress_
 from causal_tune.errors import WorkFailed
 from causal_tune.extraction import Extraction, Progress, extract
 from causal_tune.images.index import read_index
+from causal_tune.runtimes import RUNTIMES
 
-__all__ = ["describe_extraction", "extract_command", "run_extract", "show_quarantine"]
+__all__ = [
+    "describe_extraction",
+    "extract_command",
+    "precision_options",
+    "run_extract",
+    "runtime_option",
+    "show_quarantine",
+]
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def runtime_option(auto: str) -> Callable[[Command], Command]:
+    """`--runtime`: what computes the encoder; `auto` says what is taken by default."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(["auto", *sorted(RUNTIMES)]),
+        default="auto",
+        show_default=True,
+        help=f"What computes the encoder. auto: {auto}.",
+    )
+
+
+def precision_options(command: Command) -> Command:
+    """`--dtype` and `--runtime`: what an encoder computes in, and by what."""
+    dtype = click.option(
+        "--dtype",
+        type=click.Choice(["auto", "bfloat16", "float32", "int8"]),
+        default="auto",
+        show_default=True,
+        help="What it computes in. int8 (needs the extra causal-tune[int8]) costs accuracy, and prints how much.",
+    )
+    return dtype(runtime_option("OpenVINO on CPUs with AVX-512, else torch")(command))
 
 
 def run_extract(
@@ -21,6 +57,7 @@ def run_extract(
     workspace: Path,
     layers: Sequence[str],
     dtype: str = "auto",
+    runtime: str = "auto",
     batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
@@ -39,6 +76,7 @@ def run_extract(
             workspace=workspace,
             layers=layers,
             dtype=dtype,
+            runtime=runtime,
             batch_size=batch_size,
             num_actors=num_actors,
             gpus_per_actor=gpus_per_actor,
@@ -48,14 +86,18 @@ def run_extract(
 
 
 def describe_extraction(done: Extraction) -> str:
-    """One line: indexed = stored + quarantined, and the rate of this run."""
+    """Indexed = stored + quarantined, the rate of this run, and what rounding did to the features."""
+    encoder = done.store.description["encoder"]
+    note = (
+        f"\n{encoder['dtype']} by {encoder.get('runtime', 'torch')}: {done.fidelity}."
+        if done.fidelity
+        else ""
+    )
     text = f"{done.num_indexed:,} indexed = {done.num_stored:,} stored + {done.num_quarantined:,} quarantined"
     if done.num_encoded_now:
         rate = done.num_encoded_now / done.elapsed_s
-        return (
-            f"{text}; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s)."
-        )
-    return f"{text}; all were stored before, nothing was encoded."
+        return f"{text}; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s).{note}"
+    return f"{text}; all were stored before, nothing was encoded.{note}"
 
 
 @click.command(
@@ -69,9 +111,7 @@ def describe_extraction(done: Extraction) -> str:
 @click.option(
     "--layers", multiple=True, default=("proj",), show_default=True, callback=names, help="Comma-separated."
 )
-@click.option(
-    "--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True
-)
+@precision_options
 @click.option(
     "--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images encoded at once."
 )
@@ -89,6 +129,7 @@ def extract_command(
     encoder: str,
     layers: tuple[str, ...],
     dtype: str,
+    runtime: str,
     batch_size: int,
     num_actors: int | None,
     gpus_per_actor: float,
@@ -103,6 +144,7 @@ def extract_command(
         workspace=workspace,
         layers=layers,
         dtype=dtype,
+        runtime=runtime,
         batch_size=batch_size,
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
@@ -115,6 +157,7 @@ def extract_command(
         "num_quarantined": done.num_quarantined,
         "num_encoded_now": done.num_encoded_now,
         "elapsed_s": done.elapsed_s,
+        "fidelity": asdict(done.fidelity) if done.fidelity else None,
     }
 
     def show() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from causal_tune.cli.data import counts_table, make_index
-from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.extract import describe_extraction, precision_options, run_extract, show_quarantine
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -39,6 +39,7 @@ def encode_images(
     workspace: Path,
     layers: tuple[str, ...] = ("proj",),
     dtype: str = "auto",
+    runtime: str = "auto",
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
@@ -59,6 +60,7 @@ def encode_images(
         workspace=workspace,
         layers=layers,
         dtype=dtype,
+        runtime=runtime,
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
@@ -89,6 +91,7 @@ def run_job(
     address: str | None,
     layers: tuple[str, ...] = ("proj",),
     dtype: str = "auto",
+    runtime: str = "auto",
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     next_steps: Mapping[str, str] | None = None,
@@ -105,6 +108,7 @@ def run_job(
         workspace=workspace,
         layers=layers,
         dtype=dtype,
+        runtime=runtime,
         num_actors=num_actors,
         gpus_per_actor=gpus_per_actor,
         address=address,
@@ -186,12 +190,7 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
                 ),
                 click.option("--encoder", default=encoder, show_default=True),
                 click.option("--layers", multiple=True, default=("proj",), show_default=True, callback=names),
-                click.option(
-                    "--dtype",
-                    type=click.Choice(["auto", "bfloat16", "float32"]),
-                    default="auto",
-                    show_default=True,
-                ),
+                precision_options,
                 click.option("--actors", "num_actors", type=click.IntRange(1), help="Encoders side by side."),
                 click.option("--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True),
             ]
