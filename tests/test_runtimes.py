@@ -10,10 +10,14 @@ import torch
 
 from causal_tune import processor
 from causal_tune.clip import EncoderDescription, describe_encoder, load_encoder
+from causal_tune.detector import Detector
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.fidelity import Cosines, cosines, fidelity_of
+from causal_tune.heads import build_head
+from causal_tune.images.decode import PREPROCESSING
 from causal_tune.runtimes import RUNTIMES, choose_runtime
 from causal_tune.weights import fetch
+from tests.conftest import draw
 
 ALL_LAYERS = ("proj", "pre", "cls@1", "cls@2", "cls@3", "mean@1", "mean@2", "mean@3")
 CPU = torch.device("cpu")
@@ -223,6 +227,95 @@ def test_the_reference_has_no_fidelity_and_leaves_nothing(tmp_path: Path) -> Non
     described = describe_encoder("tiny-random", dtype="float32", runtime="torch", device="cpu")
     assert fidelity_of(described, device="cpu", cache_dir=tmp_path) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def int8_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the int8 encoder of `tiny-random`."""
+    pytest.importorskip("nncf")
+    folder = tmp_path_factory.mktemp("cache")
+    load_encoder("tiny-random", dtype="int8", device="cpu", cache_dir=folder)
+    return folder
+
+
+def test_int8_is_made_once_and_near_float32(
+    int8_cache: Path, reference: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = (path for path in (int8_cache / "runtimes").glob("int8-*") if path.is_dir())
+    before = (folder / "model.bin").stat().st_mtime_ns
+    monkeypatch.setattr("causal_tune.runtimes.int8.find_spec", lambda name: None)  # nothing to make it with
+    encoder = load_encoder("tiny-random", dtype="int8", device="cpu", num_threads=2, cache_dir=int8_cache)
+    assert (encoder.description.runtime, encoder.description.dtype) == ("openvino", "int8")
+    crops = random_crops(5)
+    found = encoder.encode(crops)["proj"]
+    assert 0.99 < cosines(found, reference["proj"]).mean < 1 - 1e-7  # near, and not float32 itself
+    np.testing.assert_array_equal(encoder.encode(crops[3:])["proj"], found[3:])
+    assert (folder / "model.bin").stat().st_mtime_ns == before
+
+
+def test_a_damaged_int8_encoder_is_made_anew(int8_cache: Path) -> None:
+    (folder,) = (path for path in (int8_cache / "runtimes").glob("int8-*") if path.is_dir())
+    crops = random_crops(2)
+    options = {"dtype": "int8", "device": "cpu", "cache_dir": int8_cache}
+    expected = load_encoder("tiny-random", **options).encode(crops)["proj"]
+    whole = (folder / "model.bin").read_bytes()
+    (folder / "model.bin").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="is damaged .* making it anew"):
+        made = load_encoder("tiny-random", **options)
+    np.testing.assert_array_equal(made.encode(crops)["proj"], expected)
+
+
+def test_int8_without_nncf_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causal_tune.runtimes.int8.find_spec", lambda name: None)
+    with pytest.raises(InvalidConfig, match=r"pip install 'causal-tune\[int8\]'"):
+        load_encoder("tiny-random", dtype="int8", device="cpu", cache_dir=tmp_path)
+
+
+def detector_of(encoder: dict[str, object]) -> Detector:
+    head = build_head("linear", 32, {"learning_rate": 1e-3})
+    description = {
+        "name": "small",
+        "layer": "proj",
+        "threshold": {"value": 0.5},
+        "labels": {"0": "real", "1": "generated"},
+        "head": {"head": "linear", "width": 32, **head.config},
+        "encoder": encoder,
+        "preprocessing": PREPROCESSING,
+    }
+    return Detector(description, head.state_dict())
+
+
+def test_a_detector_of_one_runtime_scores_with_the_other_and_says_so(tmp_path: Path) -> None:
+    draw(1, generated=False, size=300).save(tmp_path / "image.png")
+    described = {
+        runtime: json.loads(json.dumps(describe_encoder("tiny-random", runtime=runtime, device="cpu").values))
+        for runtime in RUNTIMES
+    }
+    scores = []
+    for trained, runtime in (
+        ("torch", "auto"),
+        ("openvino", "auto"),
+        ("torch", "openvino"),
+        ("openvino", "torch"),
+    ):
+        detector = detector_of(described[trained])
+        used = detector.encoder(runtime).description.runtime
+        assert used == (trained if runtime == "auto" else runtime)
+        assert len(detector.notes) == (used != trained)
+        scores.append(next(detector.score_images([tmp_path / "image.png"])).score)
+    assert "by torch here" in detector.notes[0]
+    assert "by openvino for the training" in detector.notes[0]
+    assert scores == pytest.approx([scores[0]] * 4, abs=1e-4)
+    assert scores[0] == scores[3]
+
+
+def test_a_detector_whose_runtime_is_missing_takes_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = describe_encoder("tiny-random", dtype="float32", runtime="openvino", device="cpu").values
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else name)
+    for encoder in (trained, {**trained, "runtime": "of a later release"}):
+        detector = detector_of(encoder)
+        assert detector.encoder().description.runtime == "torch"
+        assert "by torch here" in detector.notes[0]
 
 
 @pytest.mark.weights

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from causal_tune.errors import InvalidConfig
 from causal_tune.runtimes.openvino_graph import build_graph
-from causal_tune.runtimes.protocol import EncoderDescription, layer_widths
+from causal_tune.runtimes.protocol import EncoderDescription, last_block, layer_widths
 from causal_tune.towers import Tower
 
 __all__ = ["OpenVinoRuntime", "load"]
@@ -40,7 +40,9 @@ def load(
     if description.dtype == "int8":
         from causal_tune.runtimes.int8 import quantised
 
-        graph = quantised(graph, description, cache_dir=cache_dir)
+        graph = quantised(
+            graph, description, num_blocks=last_block(tower, description.layers), cache_dir=cache_dir
+        )
     return OpenVinoRuntime(
         graph, layer_widths(tower, description.layers), description.dtype, num_threads=num_threads
     )
