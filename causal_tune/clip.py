@@ -1,71 +1,30 @@
 """CLIP image encoders: 224 x 224 crops in, features of any layers out, in one forward pass.
 
-The forward pass is written out here over the weights of open_clip's tower, for speed on CPUs: weights
-packed once for oneDNN, activation and residual sums fused into the matrix products, few images at a time
-so that activations stay in the cache, and in the last block only the class token where nothing else is
-asked for. In float32 it equals open_clip's own to 1e-5 (tests/test_clip.py).
-
-On a CPU every thread computes whole images. A matrix product that is shared among threads rounds by their
-number on some processors (measured: float32 with AVX2, not with AVX-512), and one of few rows by how many
-they are. So products of one row an image always have as many rows as a full pass: an image's features
-are a function of that image, whatever the batch, the threads and the images beside it.
+Which bytes they are, in which dtype, and by which runtime (`runtimes`) they are computed is an
+`EncoderDescription`, and its hash goes into everything that is made of features.
 """
 
-import hashlib
-import json
-import re
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everywhere
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from causal_tune.encoders import Encoder, resolve
 from causal_tune.errors import InvalidConfig
 from causal_tune.processor import has_bfloat16
+from causal_tune.runtimes import RUNTIMES, check_dtype, choose_runtime
+from causal_tune.runtimes.protocol import EncoderDescription, layer_widths
 from causal_tune.towers import Tower, check_state, infer_architecture, tower_of
-from causal_tune.weights import load_verified, weights_sha256
+from causal_tune.weights import default_cache_dir, load_verified, weights_sha256
 
 __all__ = ["DTYPES", "ClipEncoder", "EncoderDescription", "describe_encoder", "layer_widths", "load_encoder"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Number formats that an encoder can compute in; its features are float32 always."""
-
-_CPU_CHUNK = 8
-"""Images in one forward pass of a CPU's thread: their widest activation, 10 MB in bfloat16, stays in the cache."""
-
-_QUICK_GELU = 1.702
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderDescription:
-    """All that decides an encoder's features, as plain values for JSON."""
-
-    name: str
-    """What `load_encoder` was, or can be, called with."""
-    architecture: str
-    weights_sha256: str
-    """Hash of the tensors' names, shapes and values (`state_dicts.state_sha256`)."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    dtype: str
-    """What it computes in: `float32`, `bfloat16` or `float16`."""
-    layers: tuple[str, ...]
-    """Without repetition, in the order proj, pre, cls@1, ..., mean@1, ..."""
-    image_size: int
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over every field but the name, which only says where the weights were found."""
-        fields = {key: value for key, value in asdict(self).items() if key != "name"}
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def describe_encoder(
@@ -73,6 +32,7 @@ def describe_encoder(
     *,
     layers: Sequence[str] = ("proj",),
     dtype: str = "auto",
+    runtime: str = "auto",
     device: str = "auto",
     cache_dir: Path | None = None,
 ) -> EncoderDescription:
@@ -86,10 +46,10 @@ def describe_encoder(
     encoder = resolve(name)
     if encoder.architecture is None:
         state, sha256 = load_verified(encoder)
-        return _describe(encoder, _tower(encoder, state), sha256, layers, dtype, device)
+        return _describe(encoder, _tower(encoder, state), sha256, layers, dtype, runtime, device)
     tower = tower_of(encoder.architecture)
     sha256 = weights_sha256(name, cache_dir=cache_dir)
-    return _describe(encoder, tower, sha256, layers, dtype, device)
+    return _describe(encoder, tower, sha256, layers, dtype, runtime, device)
 
 
 def load_encoder(
@@ -97,6 +57,7 @@ def load_encoder(
     *,
     layers: Sequence[str] = ("proj",),
     dtype: str = "auto",
+    runtime: str = "auto",
     device: str = "auto",
     num_threads: int | None = None,
     cache_dir: Path | None = None,
@@ -105,10 +66,11 @@ def load_encoder(
 
     layers: any of `proj` (projected, not normalised), `pre` (normalised by the last layer norm, before the
     projection), `cls@k` and `mean@k` (class token, and mean of the patch tokens, after block k = 1, 2, ...).
-    dtype: a key of `DTYPES`, or `auto`: bfloat16 where the processor multiplies it natively, else float32.
+    dtype: one of `DTYPES`, or `auto`: bfloat16 where the processor multiplies it natively, else float32.
+    runtime: a key of `runtimes.RUNTIMES`, or `auto`: see `runtimes.choose_runtime`.
     device: `cpu`, `cuda`, `cuda:1`, ..., or `auto`: a CUDA device where there is one.
-    num_threads: that encode on a CPU, 8 images at a time each; None for as many as torch has. The features
-    do not depend on it.
+    num_threads: that encode on a CPU, whole images each; None for as many as torch has. The features do
+    not depend on it.
 
     Raises `UnknownName`, `InvalidConfig` (a layer or dtype that there is not) and `WeightsError` (not
     fetched yet, damaged, or of another architecture).
@@ -118,9 +80,11 @@ def load_encoder(
     encoder = resolve(name)
     state, sha256 = load_verified(encoder, cache_dir=cache_dir)
     tower = _tower(encoder, state)
-    description = _describe(encoder, tower, sha256, layers, dtype, device)
+    description = _describe(encoder, tower, sha256, layers, dtype, runtime, device)
     check_state(tower, state, source=encoder.name)
-    return ClipEncoder(tower, state, description, device=_device(device), num_threads=num_threads)
+    return ClipEncoder(
+        tower, state, description, device=_device(device), num_threads=num_threads, cache_dir=cache_dir
+    )
 
 
 def _tower(encoder: Encoder, state: dict[str, Tensor]) -> Tower:
@@ -132,44 +96,29 @@ def _tower(encoder: Encoder, state: dict[str, Tensor]) -> Tower:
 
 
 def _describe(
-    encoder: Encoder, tower: Tower, sha256: str, layers: Sequence[str], dtype: str, device: str
+    encoder: Encoder,
+    tower: Tower,
+    sha256: str,
+    layers: Sequence[str],
+    dtype: str,
+    runtime: str,
+    device: str,
 ) -> EncoderDescription:
+    where = _device(device)
+    chosen_dtype = _dtype(dtype, where)
+    chosen_runtime = choose_runtime(runtime, chosen_dtype, where)
+    check_dtype(chosen_runtime, chosen_dtype, where)
     return EncoderDescription(
         name=encoder.name,
         architecture=tower.architecture,
         weights_sha256=sha256,
         mean=encoder.mean,
         std=encoder.std,
-        dtype=_dtype(dtype, _device(device)),
+        dtype=chosen_dtype,
         layers=tuple(layer_widths(tower, layers)),
         image_size=tower.image_size,
+        runtime=chosen_runtime,
     )
-
-
-def layer_widths(tower: Tower, layers: Sequence[str]) -> dict[str, int]:
-    """The width of each layer's features, in the order of descriptions, without repetition.
-
-    >>> from causal_tune.towers import TINY
-    >>> layer_widths(TINY, ["mean@2", "proj", "cls@3", "proj"])
-    {'proj': 32, 'cls@3': 64, 'mean@2': 64}
-    """
-    if not layers or isinstance(layers, str):
-        raise InvalidConfig(f"layers is {layers!r}; give a list of at least one, such as ['proj'].")
-    ranked: dict[tuple[int, int], str] = {}
-    for layer in layers:
-        match = re.fullmatch(r"(cls|mean)@([1-9]\d*)", layer)
-        if layer in ("proj", "pre"):
-            ranked[(0 if layer == "proj" else 1, 0)] = layer
-        elif match and int(match[2]) <= tower.num_blocks:
-            ranked[(2 if match[1] == "cls" else 3, int(match[2]))] = layer
-        else:
-            raise InvalidConfig(
-                f"{tower.architecture} has no layer {layer!r}. There are: proj, pre, cls@1 to "
-                f"cls@{tower.num_blocks} and mean@1 to mean@{tower.num_blocks}."
-            )
-    return {
-        ranked[key]: tower.output_width if ranked[key] == "proj" else tower.width for key in sorted(ranked)
-    }
 
 
 def _device(device: str) -> torch.device:
@@ -189,130 +138,7 @@ def _dtype(dtype: str, device: torch.device) -> str:
         return "bfloat16" if has_bfloat16(device) else "float32"
     if dtype not in DTYPES:
         raise InvalidConfig(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}.")
-    if dtype == "float16" and device.type == "cpu":
-        raise InvalidConfig("float16 is slow on CPUs: use auto, bfloat16 or float32, or a CUDA device.")
     return dtype
-
-
-class _Linear:
-    """x -> x W' + b, with what follows it fused in where oneDNN can: an activation, or a sum."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.weight = weight.to(device, dtype).contiguous()
-        self.bias = bias.to(device, dtype).contiguous()
-        # 10-15 % over F.linear, which packs the weights again at every call. These operators are those that
-        # torch.compile emits; where a release of torch lacks them, F.linear does the same.
-        self.packed: Tensor | None = None
-        if dtype == torch.bfloat16 and device.type == "cpu" and _has_onednn_linear():
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias)
-        return self._fused(x, "none", "")
-
-    def silu(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.silu(F.linear(x, self.weight, self.bias), inplace=True)
-        return self._fused(x, "swish", "")
-
-    def gelu(self, x: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.gelu(F.linear(x, self.weight, self.bias))
-        return self._fused(x, "gelu", "none")
-
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        if self.packed is None:
-            return F.linear(x, self.weight, self.bias).add_(residual)
-        added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, self.bias, "add")
-        return added
-
-    def _fused(self, x: Tensor, activation: str, algorithm: str) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
-        return y
-
-
-def _has_onednn_linear() -> bool:
-    return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and has_bfloat16(torch.device("cpu"))
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    )
-
-
-class _Norm:
-    def __init__(self, state: dict[str, Tensor], name: str, **to: Any) -> None:
-        self.weight, self.bias = state[f"{name}.weight"].to(**to), state[f"{name}.bias"].to(**to)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
-
-
-def _scaled_queries(values: Tensor, tower: Tower) -> Tensor:
-    """The rows of queries, keys and values, those of the queries divided by sqrt(width of a head)."""
-    queries, others = values[: tower.width], values[tower.width :]
-    return torch.cat([queries / (tower.width / tower.num_heads) ** 0.5, others])
-
-
-def _attend(
-    q: Float[Tensor, "B h n c"], k: Float[Tensor, "B h N c"], v: Float[Tensor, "B h N c"]
-) -> Float[Tensor, "B h n c"]:
-    """softmax(q k') v, for queries that are scaled already."""
-    if q.device.type == "cuda" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    # 1.3 times as fast as torch's fused kernel for 200 tokens, 8 % of a ViT-B/16, and no less exact
-    scores = torch.matmul(q, k.transpose(2, 3))
-    return torch.matmul(scores.softmax(dim=-1), v)
-
-
-class _Block:
-    """One residual attention block of the tower."""
-
-    def __init__(self, tower: Tower, state: dict[str, Tensor], index: int, **to: Any) -> None:
-        part = f"transformer.resblocks.{index}"
-        self.num_heads, self.quick_gelu = tower.num_heads, tower.quick_gelu
-        # x sigmoid(1.702 x) = silu(1.702 x) / 1.702: the factors go into the weights on both sides (in
-        # float32, so nothing is rounded twice), and the fused silu does the rest.
-        scale = _QUICK_GELU if tower.quick_gelu else 1.0
-
-        def tensors(name: str) -> tuple[Tensor, Tensor]:
-            return state[f"{part}.{name}weight"], state[f"{part}.{name}bias"]
-
-        self.norm_1, self.norm_2 = (_Norm(state, f"{part}.ln_{number}", **to) for number in (1, 2))
-        weight, bias = tensors("attn.in_proj_")
-        # attention divides its scores by sqrt(width of a head): here the queries already are
-        self.qkv = _Linear(_scaled_queries(weight, tower), _scaled_queries(bias, tower), **to)
-        self.out = _Linear(*tensors("attn.out_proj."), **to)
-        weight, bias = tensors("mlp.c_fc.")
-        self.expand = _Linear(weight * scale, bias * scale, **to)
-        weight, bias = tensors("mlp.c_proj.")
-        self.contract = _Linear(weight / scale, bias, **to)
-
-    def __call__(self, x: Float[Tensor, "B N d"], *, class_only: bool = False) -> Float[Tensor, "B n d"]:
-        """The tokens after the block; with `class_only` the class token alone, n = 1."""
-        num_images, num_tokens, width = x.shape
-        heads = (num_images, num_tokens, 3, self.num_heads, width // self.num_heads)
-        q, k, v = self.qkv(self.norm_1(x)).reshape(heads).permute(2, 0, 3, 1, 4)
-        if class_only:
-            q, x = q[:, :, :1], x[:, :1].contiguous()
-        attended = _attend(q, k, v).transpose(1, 2).reshape(x.shape)
-        if class_only:
-            attended, x = _as_full_pass(attended), _as_full_pass(x)
-        x = self.out.plus(attended, x)
-        hidden = self.norm_2(x)
-        hidden = self.expand.silu(hidden) if self.quick_gelu else self.expand.gelu(hidden)
-        return self.contract.plus(hidden, x)[:num_images]
-
-
-def _as_full_pass(x: Float[Tensor, "B ..."]) -> Float[Tensor, "n ..."]:
-    """With zeros up to the images of a full pass on a CPU: rounding then does not depend on how many there are.
-
-    >>> _as_full_pass(torch.ones(3, 1, 4)).shape
-    torch.Size([8, 1, 4])
-    """
-    missing = _CPU_CHUNK - len(x)
-    return x if missing <= 0 else torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
 
 
 class ClipEncoder:
@@ -326,32 +152,18 @@ class ClipEncoder:
         *,
         device: torch.device,
         num_threads: int | None = None,
+        cache_dir: Path | None = None,
     ) -> None:
         self.description = description
         self.widths = layer_widths(tower, description.layers)
         """Width of each layer's features."""
-        self._device = device
-        self._dtype = DTYPES[description.dtype]
-        self._patch_size = tower.patch_size
-        to: dict[str, Any] = {"device": device, "dtype": self._dtype}
-        # uint8 values are normalised in float32, then rounded once
-        self._mean = 255 * torch.tensor(description.mean, device=device)
-        self._std = 255 * torch.tensor(description.std, device=device)
-        kernel = state["conv1.weight"].permute(0, 2, 3, 1)  # to the crops' order: row, column, channel
-        self._patches = kernel.reshape(tower.width, -1).to(**to).contiguous()
-        self._class_token = state["class_embedding"].to(**to)
-        self._positions = state["positional_embedding"].to(**to)
-        self._norm_pre, self._norm_post = (_Norm(state, name, **to) for name in ("ln_pre", "ln_post"))
-        self._projection = state["proj"].to(**to).T.contiguous()
-        blocks = [layer.partition("@")[2] for layer in self.widths]
-        # nothing is computed behind the last block that a layer asks for
-        num_blocks = max(int(block) if block else tower.num_blocks for block in blocks)
-        self._blocks = [_Block(tower, state, index, **to) for index in range(num_blocks)]
-        self._threads = ThreadPoolExecutor(
-            num_threads or torch.get_num_threads(),
-            "encoder",
-            initializer=torch.set_num_threads,
-            initargs=(1,),
+        self._runtime = RUNTIMES[description.runtime].load(
+            tower,
+            state,
+            description,
+            device=device,
+            num_threads=num_threads or torch.get_num_threads(),
+            cache_dir=cache_dir or default_cache_dir(),
         )
 
     def encode(self, crops: UInt8[np.ndarray, "B 224 224 3"]) -> dict[str, Float[np.ndarray, "B d"]]:
@@ -373,39 +185,4 @@ class ClipEncoder:
             )
         if len(crops) == 0:
             return {layer: np.empty((0, width), np.float32) for layer, width in self.widths.items()}
-        # torch warns of arrays that must not be written to, such as those out of Ray's object store
-        pixels = torch.from_numpy(crops if crops.flags.writeable else crops.copy())
-        if self._device.type == "cuda":
-            chunks = [self._forward(pixels.pin_memory().to(self._device, non_blocking=True))]
-        else:
-            chunks = list(self._threads.map(self._forward, torch.split(pixels, _CPU_CHUNK)))
-        return {
-            layer: torch.cat([chunk[layer] for chunk in chunks]).float().cpu().numpy()
-            for layer in self.widths
-        }
-
-    @torch.inference_mode()
-    def _forward(self, pixels: UInt8[Tensor, "B 224 224 3"]) -> dict[str, Float[Tensor, "B d"]]:
-        x = self._tokens(pixels)
-        found: dict[str, Tensor] = {}
-        for number, block in enumerate(self._blocks, start=1):
-            is_last = number == len(self._blocks)
-            x = block(x, class_only=is_last and f"mean@{number}" not in self.widths)
-            if f"cls@{number}" in self.widths:
-                found[f"cls@{number}"] = x[:, 0].clone()  # a view would keep all tokens in memory
-            if f"mean@{number}" in self.widths:
-                found[f"mean@{number}"] = x[:, 1:].mean(dim=1, dtype=torch.float32)
-        if "pre" in self.widths or "proj" in self.widths:
-            found["pre"] = self._norm_post(x[:, 0])
-            found["proj"] = F.linear(_as_full_pass(found["pre"]), self._projection)[: len(pixels)]
-        return found
-
-    def _tokens(self, pixels: UInt8[Tensor, "B 224 224 3"]) -> Float[Tensor, "B N d"]:
-        """Class token and patches, with their positions, as they enter the first block."""
-        num_images, size, patch = len(pixels), pixels.shape[1], self._patch_size
-        grid = size // patch
-        x = pixels.float().sub_(self._mean).div_(self._std)
-        x = x.reshape(num_images, grid, patch, grid, patch, 3).permute(0, 1, 3, 2, 4, 5)
-        x = F.linear(x.reshape(num_images, grid * grid, -1).to(self._dtype), self._patches)
-        class_token = self._class_token.expand(num_images, 1, -1)
-        return self._norm_pre(torch.cat([class_token, x], dim=1) + self._positions)
+        return dict(self._runtime.encode(crops))

@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_safetensors
 
-from causal_tune.clip import ClipEncoder, describe_encoder, load_encoder
-from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnreadableImage
+from causal_tune.clip import ClipEncoder, EncoderDescription, describe_encoder, load_encoder
+from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnknownName, UnreadableImage
+from causal_tune.fidelity import fidelity_of
 from causal_tune.heads import load_head
 from causal_tune.images.decode import read_crop
 from causal_tune.images.isolated import isolated
@@ -58,6 +59,8 @@ class Detector:
         self.threshold: float = description["threshold"]["value"]
         self._head = load_head(description["head"], state)
         self._encoder: ClipEncoder | None = None
+        self.notes: list[str] = []
+        """What a user should know of this machine's encoder against that of the training; filled by `encoder`."""
 
     @property
     def name(self) -> str:
@@ -88,20 +91,40 @@ class Detector:
                 f"The detector {self.name} was exported by causal-tune {version} and cannot be used here: {error}"
             ) from error
 
-    def encoder(self) -> ClipEncoder:
-        """The encoder, loaded once; `DetectorError` where its weights are not those of the training."""
+    def encoder(self, runtime: str = "auto") -> ClipEncoder:
+        """The encoder, loaded once, by the runtime of the training or the one that is named.
+
+        `auto` takes another where this machine lacks the training's; scores then differ in the last digits,
+        and `notes` says so. `DetectorError` where the weights are not those of the training.
+        """
         if self._encoder is None:
             wanted = self.description["encoder"]
-            # the training's dtype where this processor has it: scores differ in the third digit otherwise
-            found = describe_encoder(wanted["name"], layers=(self.layer,))
+            options = self._options(wanted, runtime)
+            found = describe_encoder(wanted["name"], **options)
             if found.weights_sha256 != wanted["weights_sha256"]:
                 raise DetectorError(
                     f"The detector {self.name} was trained on features of {wanted['name']} with weights "
                     f"{wanted['weights_sha256'][:12]}; the weights found here are {found.weights_sha256[:12]}. "
                     f"Bring the right ones with `causal-tune fetch {wanted['name']}`."
                 )
-            self._encoder = load_encoder(wanted["name"], layers=(self.layer,))
+            self._encoder = load_encoder(wanted["name"], **options)
+            self.notes += _notes(found, wanted)
         return self._encoder
+
+    def _options(self, wanted: dict[str, Any], runtime: str) -> dict[str, Any]:
+        """Of `load_encoder`: those of the training where this machine can, else its own."""
+        options: dict[str, Any] = {"layers": (self.layer,), "runtime": runtime}
+        if wanted["dtype"] == "int8":  # it rounds so much that a head of int8 features needs int8 features
+            options |= {"dtype": "int8", "device": "cpu"}
+        if runtime != "auto":
+            return options
+        try:
+            # descriptions without a runtime are older than the second one
+            trained_by = {**options, "runtime": wanted.get("runtime", "torch")}
+            describe_encoder(wanted["name"], **trained_by)
+        except (InvalidConfig, UnknownName):
+            return options
+        return trained_by
 
     def score_images(self, paths: Iterable[Path], *, batch_size: int = 64) -> Iterator[Scored]:
         """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
@@ -133,6 +156,20 @@ class Detector:
 
 def _as_text(path: Path) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _notes(found: EncoderDescription, wanted: dict[str, Any]) -> list[str]:
+    notes = []
+    trained = f"{wanted['dtype']} by {wanted.get('runtime', 'torch')}"
+    here = f"{found.dtype} by {found.runtime}"
+    if here != trained:
+        notes.append(
+            f"Features are computed in {here} here and were in {trained} for the training: scores can "
+            "differ from the training's in the last digits."
+        )
+    if found.dtype == "int8":
+        notes.append(f"{here}: {fidelity_of(found, device='cpu')}.")
+    return notes
 
 
 def load_detector(path: Path | str) -> Detector:

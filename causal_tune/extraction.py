@@ -39,6 +39,7 @@ from causal_tune.features import (
     stores_of_the_same_features,
     write_shard,
 )
+from causal_tune.fidelity import Fidelity, fidelity_of
 from causal_tune.images.index import index_sha256
 from causal_tune.images.pieces import decode_piece, rows_from_bytes, rows_to_bytes
 from causal_tune.images.preprocessing import Preprocessing
@@ -80,6 +81,8 @@ class Extraction:
     num_taken: int
     """Features that this run took from where the same image was encoded before, all views together."""
     elapsed_s: float
+    fidelity: Fidelity | None
+    """How near the features come to torch in float32; None for that itself, or where it was not measured."""
 
 
 class _PieceEncoder:
@@ -90,10 +93,13 @@ class _PieceEncoder:
         encoder: str,
         layers: Sequence[str],
         dtype: str,
+        runtime: str,
         num_threads: int,
         batch_size: int,
     ) -> None:
-        self.encoder = load_encoder(encoder, layers=layers, dtype=dtype, num_threads=num_threads)
+        self.encoder = load_encoder(
+            encoder, layers=layers, dtype=dtype, runtime=runtime, num_threads=num_threads
+        )
         self.batch_size = batch_size
 
     def __call__(self, decoded: dict[str, Any]) -> dict[str, Any]:
@@ -148,6 +154,7 @@ def extract(
     views: Sequence[str] = (),
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008  frozen
     dtype: str = "auto",
+    runtime: str = "auto",
     batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
@@ -170,9 +177,9 @@ def extract(
             f"num_actors is {num_actors} and batch_size {batch_size}."
         )
     device = "cuda" if gpus_per_actor else "cpu"
-    description = describe_encoder(encoder, layers=layers, dtype=dtype, device=device)
+    description = describe_encoder(encoder, layers=layers, dtype=dtype, runtime=runtime, device=device)
     spec = StoreSpec(
-        encoder=asdict(description),
+        encoder=description.values,
         preprocessing=preprocessing.name,
         index_sha256=index_sha256(index),
         num_indexed=index.num_rows,
@@ -199,6 +206,8 @@ def extract(
         if store is None:
             work.find_done()
             tell()
+            # before the actors load: what a runtime makes once for all is then there
+            fidelity = fidelity_of(description, device=device)
             siblings = stores_of_the_same_features(workspace, spec) if work.pending else []
             while work.pending:
                 tasks = work.next_tasks(siblings)
@@ -208,6 +217,7 @@ def extract(
                         encoder=encoder,
                         layers=layers,
                         dtype=description.dtype,
+                        runtime=description.runtime,
                         batch_size=batch_size,
                         num_actors=num_actors,
                         gpus_per_actor=gpus_per_actor,
@@ -216,7 +226,8 @@ def extract(
                         num_encoded += int(done["num_encoded"])
                         num_taken += int(done["num_taken"])
                         tell()
-            store = finish_store(store_path, spec, views)
+            store = finish_store(store_path, spec, views, fidelity=asdict(fidelity) if fidelity else None)
+    measured = store.description.get("fidelity")
     return Extraction(
         store=store,
         num_indexed=index.num_rows,
@@ -225,6 +236,7 @@ def extract(
         num_encoded_now=num_encoded,
         num_taken=num_taken,
         elapsed_s=time.monotonic() - begin,
+        fidelity=Fidelity(**measured) if measured else None,
     )
 
 
@@ -426,6 +438,7 @@ def _encode(
     encoder: str,
     layers: Sequence[str],
     dtype: str,
+    runtime: str,
     batch_size: int,
     num_actors: int | None,
     gpus_per_actor: float,
@@ -453,6 +466,7 @@ def _encode(
                 "encoder": encoder,
                 "layers": tuple(layers),
                 "dtype": dtype,
+                "runtime": runtime,
                 "num_threads": plan.num_threads,
                 "batch_size": batch_size,
             },

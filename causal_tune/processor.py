@@ -2,7 +2,7 @@
 
 import torch
 
-__all__ = ["has_bfloat16"]
+__all__ = ["has_avx512", "has_bfloat16"]
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -12,3 +12,8 @@ def has_bfloat16(device: torch.device) -> bool:
         return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
     features = torch.cpu.get_capabilities()
     return any(bool(features.get(feature)) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def has_avx512() -> bool:
+    """Whether this machine's processor computes on 512 bits at once."""
+    return bool(torch.cpu.get_capabilities().get("avx512_f"))

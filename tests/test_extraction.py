@@ -101,6 +101,28 @@ def test_a_killed_run_continues_to_the_same_bytes(
     assert contents(FeatureStore(store_path)) == contents(undisturbed)
 
 
+def test_the_runtime_names_the_store_and_its_fidelity_is_recorded(
+    index: pa.Table, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "XDG_CACHE_HOME", str(tmp_path / "cache")
+    )  # of this process: it measures, actors encode
+    stores = {
+        runtime: extract(
+            index, encoder="tiny-random", workspace=tmp_path, dtype="float32", runtime=runtime
+        ).store
+        for runtime in ("torch", "openvino")
+    }
+    assert stores["torch"].fingerprint != stores["openvino"].fingerprint
+    assert "fidelity" not in stores["torch"].description
+    assert "runtime" not in stores["torch"].description["encoder"]  # as before there was a second one
+    assert stores["openvino"].description["encoder"]["runtime"] == "openvino"
+    assert stores["openvino"].description["fidelity"]["layers"]["proj"]["worst"] > 0.99999
+    rows = np.arange(stores["torch"].num_images)
+    one, other = (store.features("proj", rows) for store in stores.values())
+    assert 0 < np.abs(one - other).max() < 1e-4
+
+
 def test_another_owner_is_named(index: pa.Table, undisturbed: FeatureStore) -> None:
     with (
         owned(undisturbed.path, "extraction"),

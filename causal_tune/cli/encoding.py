@@ -11,8 +11,9 @@ from causal_tune.cli.output import names
 from causal_tune.errors import InvalidConfig
 from causal_tune.images.preprocessing import SMALL_POLICIES, Preprocessing
 from causal_tune.images.views import DEGRADED, augmented_view, degraded_views
+from causal_tune.runtimes import RUNTIMES
 
-__all__ = ["Encoding", "encoding_options"]
+__all__ = ["Encoding", "encoding_options", "runtime_option"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +23,23 @@ class Encoding:
     encoder: str
     layers: tuple[str, ...] = ("proj",)
     dtype: str = "auto"
+    runtime: str = "auto"
     preprocessing: Preprocessing = Preprocessing()  # noqa: RUF009  frozen
     views: tuple[str, ...] = ()
     batch_size: int = 64
     num_actors: int | None = None
     gpus_per_actor: float = 0.0
+
+
+def runtime_option(auto: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--runtime`: what computes the encoder; `auto` says what is taken by default."""
+    return click.option(
+        "--runtime",
+        type=click.Choice(["auto", *sorted(RUNTIMES)]),
+        default="auto",
+        show_default=True,
+        help=f"What computes the encoder. auto: {auto}.",
+    )
 
 
 def _degraded(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -38,7 +51,7 @@ def _degraded(context: click.Context, parameter: click.Parameter, given: tuple[s
 
 def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The options, given to the command as one `encoding`; `encoder` is the default, None: it must be named."""
-    options = [
+    options: list[Callable[[Any], Any]] = [
         click.option(
             "--encoder",
             required=encoder is None,
@@ -55,8 +68,13 @@ def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]
             help="Comma-separated: proj, pre, cls@K, mean@K. All come from one pass.",
         ),
         click.option(
-            "--dtype", type=click.Choice(["auto", "bfloat16", "float32"]), default="auto", show_default=True
+            "--dtype",
+            type=click.Choice(["auto", "bfloat16", "float32", "int8"]),
+            default="auto",
+            show_default=True,
+            help="What it computes in. int8 (needs the extra causal-tune[int8]) costs accuracy, and prints how much.",
         ),
+        runtime_option("OpenVINO on CPUs with AVX-512, else torch"),
         click.option(
             "--views",
             "num_augmented",
@@ -116,6 +134,7 @@ def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]
             encoder: str,
             layers: tuple[str, ...],
             dtype: str,
+            runtime: str,
             num_augmented: int,
             degrade: tuple[str, ...],
             small: str,
@@ -129,6 +148,7 @@ def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]
                 encoder=encoder,
                 layers=layers,
                 dtype=dtype,
+                runtime=runtime,
                 preprocessing=Preprocessing(small=small, recompress=recompress),
                 views=(*map(augmented_view, range(num_augmented)), *degrade),
                 batch_size=batch_size,

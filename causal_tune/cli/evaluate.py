@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from causal_tune.cli.encoding import Encoding
+from causal_tune.cli.encoding import Encoding, runtime_option
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
     emit,
+    err,
     json_option,
     metrics_rows,
     out,
@@ -28,19 +29,24 @@ __all__ = ["evaluate_command"]
 @click.argument("detector", type=click.Path(path_type=Path))
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
+@runtime_option("that of the training where this machine has it")
 @workspace_option
 @json_option
 def evaluate_command(
-    detector: Path, index: Path, address: str | None, workspace: Path, as_json: bool
+    detector: Path, index: Path, address: str | None, runtime: str, workspace: Path, as_json: bool
 ) -> None:
     """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
     loaded = load_detector(detector)
+    encoder = loaded.encoder(runtime).description  # refuses other weights before any image is read
+    for note in loaded.notes:
+        err.print(note)
     encoding = Encoding(
-        encoder=loaded.description["encoder"]["name"],
+        encoder=encoder.name,
         layers=(loaded.layer,),
+        dtype="int8" if encoder.dtype == "int8" else "auto",
+        runtime=encoder.runtime,
         preprocessing=loaded.preprocessing,
     )
-    loaded.encoder()  # refuses other weights before any image is read
     done = run_extract(read_index(index), encoding, workspace=workspace, address=address)
     rows = done.store.rows
     generator = np.asarray(rows["generator"].to_pylist(), dtype=object)

@@ -1,6 +1,6 @@
 """`extract`: the images of an index into the feature store."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import click
@@ -35,15 +35,23 @@ def run_extract(
 
 
 def describe_extraction(done: Extraction) -> str:
-    """One line: indexed = stored + quarantined, and the rate of this run."""
+    """Indexed = stored + quarantined, the rate of this run, and what rounding did to the features."""
+    encoder = done.store.description["encoder"]
+    note = (
+        f"\n{encoder['dtype']} by {encoder.get('runtime', 'torch')}: {done.fidelity}."
+        if done.fidelity
+        else ""
+    )
     text = f"{done.num_indexed:,} indexed = {done.num_stored:,} stored + {done.num_quarantined:,} quarantined"
     if done.num_encoded_now:
         rate = done.num_encoded_now / done.elapsed_s
         text += f"; {done.num_encoded_now:,} encoded now in {done.elapsed_s:.0f} s ({rate:.1f} images/s)"
-        return text + (f", {done.num_taken:,} taken from earlier work." if done.num_taken else ".")
-    if done.num_taken:
-        return f"{text}; nothing was encoded, {done.num_taken:,} were taken from earlier work."
-    return f"{text}; all were stored before, nothing was encoded."
+        text += f", {done.num_taken:,} taken from earlier work." if done.num_taken else "."
+    elif done.num_taken:
+        text += f"; nothing was encoded, {done.num_taken:,} were taken from earlier work."
+    else:
+        text += "; all were stored before, nothing was encoded."
+    return text + note
 
 
 @click.command(
@@ -70,6 +78,7 @@ def extract_command(
         "num_taken": done.num_taken,
         "views": list(done.store.views),
         "elapsed_s": done.elapsed_s,
+        "fidelity": asdict(done.fidelity) if done.fidelity else None,
     }
 
     def show() -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from rich.markup import escape
 
 from causal_tune.atomic import atomic_path
+from causal_tune.cli.encoding import runtime_option
 from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
 from causal_tune.detector import Detector, Scored, image_paths, load_detector
 from causal_tune.errors import InvalidConfig, WorkFailed
@@ -26,9 +27,10 @@ __all__ = ["predict_command"]
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .csv or .parquet file."
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@runtime_option("that of the training where this machine has it")
 @json_option
 def predict_command(
-    detector: Path, paths: tuple[Path, ...], output: Path | None, batch_size: int, as_json: bool
+    detector: Path, paths: tuple[Path, ...], output: Path | None, batch_size: int, runtime: str, as_json: bool
 ) -> None:
     """Score images with DETECTOR: files, and all images below folders. One row each: score, verdict or reason."""
     if output is not None and output.suffix.lower() not in (".csv", ".parquet"):
@@ -40,6 +42,9 @@ def predict_command(
             f"There is no image in {', '.join(map(str, paths))} ({num_skipped:,} other files). Files ending in "
             f"{', '.join(sorted(IMAGE_SUFFIXES))} are taken from folders; any file that is named itself is taken."
         )
+    loaded.encoder(runtime)
+    for note in loaded.notes:
+        err.print(note)
     results: list[Scored] = []
     with progress_bar("Scoring", len(images), "images") as bar:
         for result in loaded.score_images(images, batch_size=batch_size):

@@ -41,9 +41,9 @@ class StoreSpec:
     """All that the bytes of a store are a function of; its hash names the store's folder."""
 
     encoder: Mapping[str, Any]
-    """`EncoderDescription` as a dict: name, architecture, weights_sha256, mean, std, dtype, layers."""
+    """`EncoderDescription.values`: which bytes, dtype, runtime and layers."""
     preprocessing: str
-    """Version tag of the decoding policy (`images.decode.PREPROCESSING`)."""
+    """`Preprocessing.name`: how files become crops."""
     index_sha256: str
     """Content hash of the image index (`images.index.index_sha256`)."""
     num_indexed: int
@@ -56,10 +56,17 @@ class StoreSpec:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def finish_store(store_path: Path, spec: StoreSpec, views: Sequence[str] = ()) -> "FeatureStore":
+def finish_store(
+    store_path: Path,
+    spec: StoreSpec,
+    views: Sequence[str] = (),
+    *,
+    fidelity: Mapping[str, Any] | None = None,
+) -> "FeatureStore":
     """Check that every indexed image is stored or quarantined, write quarantine.arrow and the counts.
 
-    `views` are those that have just been made; views of earlier extractions stay listed.
+    `views` are those that have just been made; views of earlier extractions stay listed. `fidelity` is
+    recorded and is no part of the fingerprint: it was measured, on one machine.
     `StoreError` where a shard is missing or the counts do not add up.
     """
     quarantine: list[dict[str, str]] = []
@@ -112,6 +119,7 @@ def finish_store(store_path: Path, spec: StoreSpec, views: Sequence[str] = ()) -
             "num_stored": num_stored,
             "num_quarantined": len(quarantine),
             **({"views": counted} if counted else {}),
+            **({"fidelity": fidelity} if fidelity else {}),
         },
     )
     return FeatureStore(store_path)
