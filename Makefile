@@ -6,7 +6,7 @@ ENCODER := vit-b-16-int8
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test lint bench docs lock clean
+.PHONY: help setup demo test soak lint bench docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,7 +27,10 @@ demo: setup  ## real photographs to an exported detector, in a few minutes
 
 test: setup  ## every test that needs no GPU
 	$(BIN)/causal-tune fetch $(ENCODER)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not soak"
+
+soak: setup  ## kill -9 at random moments, for many minutes
+	$(BIN)/python -m pytest -m soak
 
 lint: setup  ## format, rules, types, import contracts
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from causal_tune.detector import Detector
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.fidelity import Cosines, cosines, fidelity_of
 from causal_tune.heads import build_head
-from causal_tune.images.decode import PREPROCESSING
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.runtimes import RUNTIMES, choose_runtime
 from causal_tune.weights import fetch
 from tests.conftest import draw
@@ -280,7 +280,7 @@ def detector_of(encoder: dict[str, object]) -> Detector:
         "labels": {"0": "real", "1": "generated"},
         "head": {"head": "linear", "width": 32, **head.config},
         "encoder": encoder,
-        "preprocessing": PREPROCESSING,
+        "preprocessing": Preprocessing().name,
     }
     return Detector(description, head.state_dict())
 
