@@ -8,7 +8,7 @@ the factorisation (mask, adversary, HSIC, L1) and the masking (Bernoulli counter
 """
 
 EXPECTED = """
-4 trials a seed; on 1,600 training images 5 seeds take about 10 minutes on 2 cores. The paper prints one
+4 trials a seed; on 400 training images 5 seeds took 6 minutes on 2 cores. The paper prints one
 number an arm and no spread. With a few hundred images a generator differences below a point are noise, and the
 factorisation may collapse (its mask lets everything through) and then equals the probe.
 """
