@@ -72,7 +72,7 @@ def _show(stores: list[StoreSummary], workspace: Path) -> None:
 def megabytes(num_bytes: int) -> str:
     """In millions of bytes.
 
-    >>> megabytes(3_150_000)
+    >>> megabytes(3_160_000)
     '3.2'
     """
     return f"{num_bytes / 1e6:,.1f}"

@@ -6,6 +6,7 @@ import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -181,7 +182,10 @@ def test_the_command_line_indexes_a_bucket_and_extraction_reads_it(s3, tmp_path)
     document = json.loads(result.stdout)
     assert document["num_images"] == 16
     assert document["roots"] == [s3.uri("bucket/cli")]
-    result = decode_piece(clean_task(read_index(output)))
+    with ThreadPoolExecutor(
+        1
+    ) as fresh:  # whose child process starts now, with the credentials in its environment
+        result = fresh.submit(decode_piece, clean_task(read_index(output))).result()
     assert result["crops"].shape == (16, 224, 224, 3)
     assert json.loads(result["views"])[0]["quarantine"] == []
 
