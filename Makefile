@@ -27,7 +27,7 @@ demo: setup  ## real photographs to an exported detector, in a few minutes
 
 test: setup  ## every test that needs no GPU
 	$(BIN)/causal-tune fetch $(ENCODER)
-	$(BIN)/python -m pytest -m "not gpu and not soak" -n logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -m "not gpu and not soak"
 
 soak: setup  ## kill -9 at random moments, for many minutes
 	$(BIN)/python -m pytest -m soak

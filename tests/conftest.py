@@ -13,13 +13,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side run the files, and what shares the small study, which is made once then."""
-    for item in items:
-        shares = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if shares else item.location[0]))
-
-
 def draw(seed: int, generated: bool, size: int = 48) -> Image.Image:
     """A smooth random picture; a generated one carries a faint checkerboard, as upsampling leaves it."""
     rng = np.random.default_rng(seed)
@@ -92,6 +85,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Finis
     (store,) = (workspace / "stores").iterdir()
     tune = ["tune", "--store", store, "--space", "demo", "--study", "small", "--trials", 3]
     tune += ["--train-generator", "alpha", "--val-generators", "beta", "--workspace", workspace]
+    tune += ["--max-concurrent", 1]  # a second worker takes longer to start than three trials
     for words in (tune, ["export", "small", "--workspace", workspace]):
         result = run_cli(*words)
         assert result.exit_code == 0, result.output

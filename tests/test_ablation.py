@@ -331,6 +331,8 @@ def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) 
         "beta",
         "--study",
         "small",
+        "--max-concurrent",  # a second worker takes longer to start than these trials
+        1,
     ]
 
     result = run_job(*options, "--seeds", 2, "--json")

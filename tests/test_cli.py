@@ -192,6 +192,7 @@ def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path, ray_local: Non
     command = [sys.executable, str(JOB), "--images", str(images), "--layout", "csv"]
     command += ["--encoder", "tiny-random", "--train-generator", "alpha", "--val-generators", "beta"]
     command += ["--trials", "2", "--study", "job", "--workspace", str(tmp_path / "runs")]
+    command += ["--max-concurrent", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Winner: trial" in done.stdout

@@ -160,32 +160,36 @@ def test_views_are_added_to_a_store_and_equal_those_made_at_once(
     index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:
     views = ("augment-0", "jpeg-50")
-    split = pa.array(["test" if name == "beta" else "train" for name in index["generator"].to_pylist()])
-    index = index.set_column(index.column_names.index("split"), index.schema.field("split"), split)
+    names = index["generator"].to_pylist()
+    split = [
+        "test" if name == "beta" else "val" if row % 5 == 0 else "train" for row, name in enumerate(names)
+    ]
+    index = index.set_column(index.column_names.index("split"), index.schema.field("split"), pa.array(split))
     at_once = extract(index, encoder="tiny-random", workspace=tmp_path / "once", views=views).store
     clean = extract(index, encoder="tiny-random", workspace=tmp_path / "later").store
     before = {path: path.stat().st_mtime_ns for path in clean.path.glob("shards/*")}
     later = extract(index, encoder="tiny-random", workspace=tmp_path / "later", views=views)
-    assert later.num_encoded_now == 58 + 38  # augmented: the training split; degraded: the test split
+    of_alpha = [row["split"] for row in clean.rows.to_pylist() if row["generator"] == "alpha"]
+    num_val = of_alpha.count("val")
+    assert (
+        later.num_encoded_now == 58 + 38 + num_val
+    )  # augmented: not of split test; degraded: not of split train
     assert {path: path.stat().st_mtime_ns for path in clean.path.glob("shards/*")} == before
     assert contents(later.store) == contents(at_once)
     assert later.store.views == views
-    for view, generator in (("augment-0", "alpha"), ("jpeg-50", "beta")):
+    for view, kept in (("augment-0", ["train", "val"]), ("jpeg-50", ["val", "test"])):
         mine, theirs = later.store.view_rows(view), at_once.view_rows(view)
         assert mine == theirs
-        assert set(mine["generator"].to_pylist()) == {generator}
-        rows = np.flatnonzero(np.array(later.store.rows["generator"].to_pylist()) == generator)
+        assert set(mine["split"].to_pylist()) == set(kept)
+        rows = np.flatnonzero(np.isin(later.store.rows["split"].to_pylist(), kept))
         features = [store.features("proj", rows, view=view) for store in (later.store, at_once)]
         assert np.array_equal(*features)
         assert not np.allclose(features[0], later.store.features("proj", rows), rtol=1e-3)
     assert json.loads(later.store.view_rows("jpeg-50")["parameters"][0].as_py()) == {"quality": 50.0}
-    names = {"train_generators": ["alpha"], "test_generators": ["beta"], "views": 1}
-    split = pa.array(["val" if row % 5 == 0 else "" for row in range(100)])
-    index = index.set_column(index.column_names.index("split"), index.schema.field("split"), split)
-    divided = extract(index, encoder="tiny-random", workspace=tmp_path / "later", views=views).store
-    data = load_study_data(divided.path, **names, degraded_views=["jpeg-50"])
-    assert len(data.train) == 2 * (58 - len(data.validation))
-    assert len(data.perturbed["jpeg-50"]) == len(data.validation)
+    roles = {"train_generators": ["alpha"], "test_generators": ["beta"], "views": 1}
+    data = load_study_data(later.store.path, **roles, degraded_views=["jpeg-50"])
+    assert (len(data.train), len(data.validation)) == (2 * (58 - num_val), num_val)
+    assert len(data.perturbed["jpeg-50"]) == num_val
     result = train(TrialConfig(head="linear", views=1, max_epochs=2), data)
     assert result.perturbed["jpeg-50"]["num_real"] == data.validation.num_real
     assert result.perturbed["jpeg-50"]["loss"] != result.validation["loss"]
