@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from causal_tune.cli.data import choice_options
+from causal_tune.cli.index import choice_options
 from causal_tune.images.choice import Choice
 from causal_tune.images.index import origin, read_index, skipped_files
 from tests.conftest import run_cli

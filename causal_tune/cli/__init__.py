@@ -15,10 +15,10 @@ from causal_tune.cli.output import errors_as_paragraphs
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
-    "index": ("data", "Make the image index: one row an image."),
+    "index": ("index", "Make the image index: one row an image."),
     "audit": ("audit", "Find leaks, copies, wrong labels and shortcuts in labelled images."),
-    "encoders": ("data", "List the encoders there are."),
-    "fetch": ("data", "Bring and verify an encoder's weights."),
+    "encoders": ("encoders", "List the encoders there are."),
+    "fetch": ("encoders", "Bring and verify an encoder's weights."),
     "extract": ("extract", "Encode the images of an index into the feature store."),
     "stores": ("stores", "List, merge and clear the feature stores of a workspace."),
     "tune": ("tune", "Create, continue or extend a study."),

@@ -9,9 +9,9 @@ import click
 
 from causal_tune.audit.run import audit_index
 from causal_tune.cli.audit import show_findings
-from causal_tune.cli.data import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.encoding import Encoding, encoding_options
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.index import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
 from causal_tune.cli.output import (
     emit,

@@ -1,4 +1,4 @@
-"""`index`, `encoders`, `fetch`: what is there to be encoded, and by what."""
+"""`index`: which images there are, and the options that say which of them are taken."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -19,16 +19,12 @@ from causal_tune.cli.output import (
     progress_bar,
     table,
 )
-from causal_tune.encoders import ENCODERS
 from causal_tune.images.choice import Choice
 from causal_tune.images.index import counts, origin, skipped_files, write_index
 from causal_tune.images.layouts import LAYOUTS, build_index
-from causal_tune.weights import fetch, is_fetched
 
 __all__ = [
     "choice_options",
-    "encoders_command",
-    "fetch_command",
     "index_command",
     "layout_option",
     "make_index",
@@ -174,42 +170,4 @@ def index_command(roots: tuple[str, ...], layout: str, choice: Choice, output: P
             "skipped": skipped_files(index),
         },
         show,
-    )
-
-
-@click.command("encoders", epilog="Example: causal-tune encoders")
-@json_option
-def encoders_command(as_json: bool) -> None:
-    """List the encoders: names of the table, and how to name others."""
-    rows = [
-        {
-            "name": name,
-            "architecture": encoder.architecture,
-            "source": encoder.source,
-            "fetched": is_fetched(name),
-        }
-        for name, encoder in ENCODERS.items()
-    ]
-
-    def show() -> None:
-        text = [
-            [name, encoder.architecture or "", encoder.source, "yes" if is_fetched(name) else "no"]
-            for name, encoder in ENCODERS.items()
-        ]
-        out.print(table("Encoders", ["name", "architecture<", "weights<", "fetched<"], text))
-        out.print("Also: MODEL:TAG of open_clip, or the path of a .safetensors or .pt file of weights.")
-
-    emit(as_json, {"encoders": rows}, show)
-
-
-@click.command("fetch", epilog="Example: causal-tune fetch vit-b-16-int8")
-@click.argument("encoder")
-@json_option
-def fetch_command(encoder: str, as_json: bool) -> None:
-    """Bring the weights of ENCODER, verify them by hash and convert them once."""
-    path = fetch(encoder)
-    emit(
-        as_json,
-        {"encoder": encoder, "weights": str(path)},
-        lambda: out.print(f"{encoder}: {path}", soft_wrap=True),
     )
