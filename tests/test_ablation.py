@@ -329,10 +329,10 @@ def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) 
         "alpha",
         "--val-generators",
         "beta",
-        "--study",
-        "small",
         "--max-concurrent",  # a second worker takes longer to start than these trials
         1,
+        "--study",
+        "small",
     ]
 
     result = run_job(*options, "--seeds", 2, "--json")
