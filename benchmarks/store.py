@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def make_index(num_images: int) -> pa.Table:
 def make_store(index: pa.Table, workspace: Path, width: int) -> Path:
     """A finished store whose fingerprint is that of an extraction with `tiny-random`."""
     spec = StoreSpec(
-        encoder=asdict(describe_encoder("tiny-random", layers=("proj",))),
+        encoder=describe_encoder("tiny-random", layers=("proj",)).values,
         preprocessing=Preprocessing().name,
         index_sha256=index_sha256(index),
         num_indexed=index.num_rows,
