@@ -27,7 +27,7 @@ from causal_tune.features import (
     FeatureStore,
     StoreSpec,
     finish_store,
-    read_shard,
+    read_sources,
     stores_of_the_same_features,
     write_shard,
 )
@@ -103,24 +103,22 @@ class _PieceEncoder:
         for view in views:
             sources = view["sources"]
             new = [place for place, source in enumerate(sources) if source is None]
-            taken = [place for place, source in enumerate(sources) if source is not None]
             features = {}
             for layer, values in encoded.items():
                 features[layer] = np.empty((len(sources), values.shape[1]), dtype=np.float32)
                 features[layer][new] = values[begin : begin + len(new)]
-            begin, num_taken = begin + len(new), num_taken + len(taken)
+            begin, num_taken = begin + len(new), num_taken + len(sources) - len(new)
             columns: dict[str, list[str]] = {
                 "operation": view["operations"],
                 "parameters": view["parameters"],
             }
-            for place in taken:
-                path, position = sources[place]
-                batch, _ = read_shard(Path(path))
+            for batch, places, positions in read_sources(sources):
                 for layer, values in features.items():
-                    values[place] = batch.column(layer)[position].to_numpy()
+                    values[places] = batch.column(layer).to_numpy_ndarray()[positions]
                 if view["name"] != CLEAN:
                     for name, column in columns.items():
-                        column[place] = batch.column(name)[position].as_py()
+                        for place, text in zip(places, batch.column(name).take(positions), strict=True):
+                            column[place] = text.as_py()
             table = rows.take(pa.array(view["kept"], pa.int64()))
             if view["name"] != CLEAN:
                 for name, column in columns.items():

@@ -184,11 +184,11 @@ def test_known_features_are_found_by_their_bytes(tmp_path: Path) -> None:
     store = make_store(tmp_path, 150, bad=frozenset({3}))
     known = KnownFeatures([*shard_paths(tmp_path), tmp_path / "gone.arrow"])
     asked = pa.chunked_array([[digest(149), digest(3), None], [digest(64), digest(999)]], pa.string())
-    files, positions = known.find(asked)
-    assert files.tolist() == [2, -1, -1, 1, -1]
-    assert positions.tolist() == [149 - 128, -1, -1, 0, -1]
+    found = known.find(asked)
+    assert found.files.tolist() == [2, -1, -1, 1, -1]
+    assert found.positions.tolist() == [149 - 128, -1, -1, 0, -1]
     assert known.paths == [shard_path(store.path, shard) for shard in range(3)]
-    assert KnownFeatures([]).find(asked)[0].tolist() == [-1] * 5
+    assert KnownFeatures([]).find(asked).files.tolist() == [-1] * 5
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The feature store on disk, and the sets of features that a trial is trained and judged on."""
 
-from causal_tune.features.known import KnownFeatures, stores_of_the_same_features
+from causal_tune.features.known import KnownFeatures, read_sources, stores_of_the_same_features
 from causal_tune.features.sets import FeatureSet, Partition, StudyData, load_study_data, partition
 from causal_tune.features.shards import (
     ROW_COLUMNS,
@@ -39,6 +39,7 @@ __all__ = [
     "pieces",
     "read_shard",
     "read_shard_report",
+    "read_sources",
     "shard_path",
     "shard_paths",
     "shard_ranges",

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from causal_tune.errors import StoreError
-from causal_tune.features.known import KnownFeatures
-from causal_tune.features.shards import ROW_COLUMNS, read_shard, shard_path, shard_ranges, write_shard
+from causal_tune.features.known import KnownFeatures, identity, read_sources
+from causal_tune.features.shards import ROW_COLUMNS, shard_path, shard_ranges, write_shard
 from causal_tune.features.store import FeatureStore, StoreSpec, finish_store, shard_paths
 from causal_tune.images.index import index_sha256
 from causal_tune.lock import owned
@@ -60,8 +60,8 @@ def merge_stores(paths: Sequence[Path], workspace: Path) -> FeatureStore:
     stores = [FeatureStore(path) for path in paths]
     first = stores[0].description
     for store in stores[1:]:
-        for key in ("encoder", "preprocessing", "layers"):
-            if _without_name(store.description[key]) != _without_name(first[key]):
+        for key, wanted in identity(first).items():
+            if identity(store.description)[key] != wanted:
                 raise StoreError(
                     f"{stores[0].path} and {store.path} differ in {key}: {first[key]} and "
                     f"{store.description[key]}. Only features that were made alike can be one store; extract one "
@@ -80,21 +80,19 @@ def merge_stores(paths: Sequence[Path], workspace: Path) -> FeatureStore:
     )
     store_path = (workspace / "stores" / spec.fingerprint).absolute()
     with owned(store_path, "merge"):
-        known = KnownFeatures(path for store in stores for path in shard_paths(store.path))
-        files, positions = known.find(rows["sha256"])
+        found = KnownFeatures(path for store in stores for path in shard_paths(store.path)).find(
+            rows["sha256"]
+        )
         for shard, members in enumerate(shard_ranges(rows.num_rows)):
             if shard_path(store_path, shard).exists():
                 continue
-            span = slice(members.start, members.stop)
             features = {
                 layer: np.empty((len(members), width), dtype=np.float32)
                 for layer, width in first["layers"].items()
             }
-            for file in np.unique(files[span]):
-                batch, _ = read_shard(known.paths[file])
-                mine = np.flatnonzero(files[span] == file)
+            for batch, places, positions in read_sources([found.of(row) for row in members]):
                 for layer, values in features.items():
-                    values[mine] = batch.column(layer).to_numpy_ndarray()[positions[span][mine]]
+                    values[places] = batch.column(layer).to_numpy_ndarray()[positions]
             write_shard(shard_path(store_path, shard), rows.slice(members.start, len(members)), features, [])
         return finish_store(store_path, spec)
 
@@ -139,7 +137,3 @@ def remove(leftover: Leftover, workspace: Path) -> None:
 
 def _num_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _without_name(value: Any) -> Any:
-    return {key: item for key, item in value.items() if key != "name"} if isinstance(value, dict) else value

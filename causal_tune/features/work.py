@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from causal_tune.features.known import KnownFeatures
+from causal_tune.features.known import KnownFeatures, Sources
 from causal_tune.features.shards import merge_pieces, piece_path, pieces, read_shard_report, shard_path
 from causal_tune.features.store import FeatureStore, shard_paths
 from causal_tune.images.pieces import rows_to_bytes
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.images.views import CLEAN, view_applies
 
-__all__ = ["Sources", "Work"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sources:
-    """Where the features of each row of an index lie already, in one view."""
-
-    paths: Sequence[Path]
-    files: NDArray[np.int32]
-    """Of each row, a number in `paths`; -1 where it is not known."""
-    positions: NDArray[np.int32]
-
-    def of(self, row: int) -> tuple[str, int] | None:
-        """The file and the position in it of a row; None where it is not known."""
-        if self.files[row] < 0:
-            return None
-        return str(self.paths[self.files[row]]), int(self.positions[row])
+__all__ = ["Work"]
 
 
 class Work:
@@ -89,7 +73,7 @@ class Work:
 
     def next_tasks(self, siblings: Sequence[Path]) -> list[dict[str, Any]]:
         """Tasks for the pending pieces, but for those whose images others of them encode first."""
-        first = self._first_rows()
+        first = self._first_rows
         has_shared = bool((first != np.arange(len(first))).any())
         sources = {view: self._sources(view, siblings, own=has_shared) for view in self.views}
         ready = sorted(self.pending)
@@ -145,6 +129,7 @@ class Work:
             "views": json.dumps(views),
         }
 
+    @cached_property
     def _first_rows(self) -> NDArray[np.int64]:
         """For each row the first one with the same bytes; itself where the file could not be read."""
         digests = self.index["sha256"].combine_chunks()
@@ -160,9 +145,7 @@ class Work:
         if own:
             paths += [shard_path(self.store_path, shard, view) for shard in range(len(self._parts))]
             paths += [piece_path(self.store_path, piece, view) for piece in self.pieces if not piece.is_shard]
-        known = KnownFeatures(paths)
-        files, positions = known.find(self.index["sha256"])
-        return Sources(paths=known.paths, files=files, positions=positions)
+        return KnownFeatures(paths).find(self.index["sha256"])
 
     def _missing_views(self, place: int) -> list[str]:
         piece = self.pieces[place]

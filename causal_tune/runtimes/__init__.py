@@ -76,7 +76,7 @@ RUNTIMES: Mapping[str, RuntimeKind] = MappingProxyType(
             package="openvino",
             dtypes_on=_openvino_dtypes,
             # With AVX-512 and AMX it encoded 2.7 times as fast as torch in float32 and 1.7 times in bfloat16;
-            # with AVX2 alone torch is ahead by some per cent (benchmarks/extraction.py measures both).
+            # with AVX2 alone both are equally fast (benchmarks/extraction.py measures both).
             is_preferred_on=lambda device: device.type == "cpu" and has_avx512(),
         ),
         "torch": RuntimeKind(

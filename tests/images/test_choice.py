@@ -30,9 +30,9 @@ def data_sets(draw: st.DrawFn) -> dict[str, tuple[Entry, FileFacts]]:
     """Path -> an entry and the facts of its file."""
     names = draw(st.lists(st.text("abc/1", min_size=1, max_size=6), min_size=1, max_size=40, unique=True))
     return {
-        f"/root/{name}": (
+        f"/data/{name}": (
             Entry(
-                path=f"/root/{name}",
+                path=f"/data/{name}",
                 name=name,
                 label=draw(st.sampled_from([0, 1])),
                 generator=draw(st.sampled_from("gh")),
@@ -71,7 +71,7 @@ def test_a_sample_is_independent_of_order_and_nested(data, seed, order, limits, 
         for label in (0, 1):
             group = {
                 name for name in sample(None)
-                if (data[f"/root/{name}"][0].generator, data[f"/root/{name}"][0].label) == (generator, label)
+                if (data[f"/data/{name}"][0].generator, data[f"/data/{name}"][0].label) == (generator, label)
             }  # fmt: skip
             assert len(sample(smaller) & group) == min(smaller, len(group))
 
