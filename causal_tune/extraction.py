@@ -228,7 +228,7 @@ def extract(
         num_encoded_now=num_encoded,
         num_taken=num_taken,
         elapsed_s=time.monotonic() - begin,
-        fidelity=Fidelity(**measured) if measured else None,
+        fidelity=Fidelity.from_json(measured) if measured else None,
     )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,17 @@ class Fidelity:
             f"(layer {layer}, {self.num_images} crops of photographs)"
         )
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Fidelity":
+        """The inverse of `dataclasses.asdict`; KeyError or TypeError for anything else."""
+        layers = value["layers"]
+        if not isinstance(layers, dict) or not isinstance(value["num_images"], int):
+            raise TypeError("its fields are of another kind")
+        return cls(
+            num_images=value["num_images"],
+            layers={layer: Cosines(**cosine) for layer, cosine in layers.items()},
+        )
+
 
 def cosines(features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n d"]) -> Cosines:
     """Mean and worst cosine of each row of `features` with the same row of `reference`.
@@ -83,7 +95,7 @@ def fidelity_of(
         return None
     path = (cache_dir or default_cache_dir()) / "runtimes" / f"fidelity-{_key(description, device)}.json"
     try:
-        return _from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Fidelity.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -105,16 +117,6 @@ def _key(description: EncoderDescription, device: str) -> str:
         *(version(package) for package in ("torch", RUNTIMES[description.runtime].package)),
     ]
     return hashlib.sha256(json.dumps([*parts, NUM_IMAGES, _SEED]).encode()).hexdigest()[:16]
-
-
-def _from_json(value: Mapping[str, object]) -> Fidelity:
-    layers = value["layers"]
-    if not isinstance(layers, dict) or not isinstance(value["num_images"], int):
-        raise TypeError("its fields are of another kind")
-    return Fidelity(
-        num_images=value["num_images"],
-        layers={layer: Cosines(**cosine) for layer, cosine in layers.items()},
-    )
 
 
 def _measure(description: EncoderDescription, device: str, cache_dir: Path | None) -> Fidelity:

@@ -107,12 +107,13 @@ def test_the_runtime_names_the_store_and_its_fidelity_is_recorded(
     monkeypatch.setenv(
         "XDG_CACHE_HOME", str(tmp_path / "cache")
     )  # of this process: it measures, actors encode
-    stores = {
-        runtime: extract(
-            index, encoder="tiny-random", workspace=tmp_path, dtype="float32", runtime=runtime
-        ).store
+    done = {
+        runtime: extract(index, encoder="tiny-random", workspace=tmp_path, dtype="float32", runtime=runtime)
         for runtime in ("torch", "openvino")
     }
+    assert done["torch"].fidelity is None
+    assert "(layer proj, 16 crops of photographs)" in str(done["openvino"].fidelity)
+    stores = {runtime: one.store for runtime, one in done.items()}
     assert stores["torch"].fingerprint != stores["openvino"].fingerprint
     assert "fidelity" not in stores["torch"].description
     assert "runtime" not in stores["torch"].description["encoder"]  # as before there was a second one

@@ -305,7 +305,9 @@ def test_a_detector_of_one_runtime_scores_with_the_other_and_says_so(tmp_path: P
         scores.append(next(detector.score_images([tmp_path / "image.png"])).score)
     assert "by torch here" in detector.notes[0]
     assert "by openvino for the training" in detector.notes[0]
-    assert scores == pytest.approx([scores[0]] * 4, abs=1e-4)
+    # bfloat16 keeps eight bits, and the two runtimes round at other places
+    bound = 2e-3 if described["torch"]["dtype"] == "bfloat16" else 1e-4
+    assert scores == pytest.approx([scores[0]] * 4, abs=bound)
     assert scores[0] == scores[3]
 
 
