@@ -4,6 +4,8 @@ Every error of this package is a `CausalTuneError`; the command line prints its 
 paragraph and ends with its `exit_code`. Anything else that reaches the command line is a bug.
 """
 
+from typing import Any
+
 __all__ = [
     "CausalTuneError",
     "DetectorError",
@@ -13,6 +15,7 @@ __all__ = [
     "StudyError",
     "TrackingError",
     "TrialFailed",
+    "TrialPruned",
     "UnknownName",
     "UnreadableImage",
     "WeightsError",
@@ -65,6 +68,14 @@ class DetectorError(CausalTuneError):
 
 class TrialFailed(CausalTuneError):
     """One trial ended without a result; `str(error)` is the reason kept in the ledger."""
+
+
+class TrialPruned(TrialFailed):
+    """One trial was stopped early because others were better by then; it has `epochs` and no result."""
+
+    def __init__(self, reason: str, epochs: list[dict[str, Any]]) -> None:
+        super().__init__(reason)
+        self.epochs = epochs
 
 
 class WorkFailed(CausalTuneError):

@@ -24,6 +24,9 @@ RECORD_FORMAT = 1
 
 FINISHED = "finished"
 FAILED = "failed"
+PRUNED = "pruned"
+DUPLICATE = "duplicate"
+STATES = (FINISHED, FAILED, PRUNED, DUPLICATE)
 
 
 def trial_id(number: int, config: Mapping[str, Any]) -> str:
@@ -49,9 +52,10 @@ class TrialRecord:
     id: str
     """`trial_id(number, config)`; also the name of its files and its key in MLflow."""
     state: str
-    """`finished`, or `failed` with a `reason`."""
+    """`finished`; or with a `reason` `failed`, `pruned` (stopped early as hopeless: it has epochs, and no
+    result) or `duplicate` (of an earlier trial: not trained)."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it has no result."""
     config: dict[str, Any]
     """`TrialConfig.to_dict()`: everything that the training is a function of, beside the data."""
     seed: int
@@ -68,6 +72,8 @@ class TrialRecord:
     """Metrics of every judged generator, validation and test alike."""
     perturbed: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Metrics on the validation split in degraded views, by view."""
+    left_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By training generator, its metrics under a head of this configuration that was trained without it."""
     mask: dict[str, Any] | None = None
     """Statistics of the mask; None for a head without one."""
     collapsed: str | None = None
@@ -94,6 +100,11 @@ class TrialRecord:
         """Whether the trial has a result."""
         return self.state == FINISHED
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has none because something went wrong."""
+        return self.state == FAILED
+
     def to_json(self) -> dict[str, Any]:
         """As it lies on disk."""
         return {"format": RECORD_FORMAT, **asdict(self)}
@@ -112,8 +123,8 @@ class TrialRecord:
         required = {"number", "id", "state", "config", "seed"}
         if wrong := sorted((values.keys() - known) | (required - values.keys())):
             raise StudyError(f"its fields are not those of a trial record: {', '.join(wrong)}")
-        if values["state"] not in (FINISHED, FAILED):
-            raise StudyError(f"its state is {values['state']!r}; {FINISHED} or {FAILED} was expected")
+        if values["state"] not in STATES:
+            raise StudyError(f"its state is {values['state']!r}; one of {', '.join(STATES)} was expected")
         return cls(**values)
 
 

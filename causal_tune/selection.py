@@ -25,6 +25,11 @@ __all__ = [
     "best",
     "check_objective",
     "default_criterion",
+    "epoch_score",
+    "objective_values",
+    "oracle_gap",
+    "pareto_front",
+    "plain",
     "rank",
     "saturated",
     "score",
@@ -65,6 +70,12 @@ class Criterion:
     """From the AP of each set to the score."""
     needs: str = ""
     """The role that must not be empty: `val_generators`, `test_generators`, `degraded_views` or nothing."""
+    at_least: int = 1
+    """How many names that role needs."""
+    every_epoch: bool = True
+    """Whether it can be told after each epoch: it then can prune trials."""
+    trains_without: bool = False
+    """It reads heads that were trained without one of the training generators each."""
     uses_test_domain: bool = False
     """It reads test generators: reported as the oracle, never a study's objective."""
     skips_collapsed: bool = False
@@ -95,6 +106,16 @@ _PLAIN: Mapping[str, Criterion] = MappingProxyType(
             sets=lambda record, roles: list(record.perturbed.values()),
             combine=min,
             needs="degraded_views",
+            every_epoch=False,
+        ),
+        "leave_one_generator_out": Criterion(
+            summary="mean AP on each training generator of a head that was trained on the others",
+            sets=lambda record, roles: [record.left_out.get(name, {}) for name in roles.train_generators],
+            combine=_mean,
+            needs="train_generators",
+            at_least=2,
+            every_epoch=False,
+            trains_without=True,
         ),
         "oracle": Criterion(
             summary="mean AP over the test generators (reported, never optimised)",
@@ -128,16 +149,26 @@ _SIMPLEST_FIRST = ("linear", "svm", "prototypes", "nearest", "mlp", "vib")
 
 
 def default_criterion(roles: Roles) -> str:
-    """`val_generators` where the study has some, else `perturbed_val` where the store has degraded views.
-
-    Neither: `train_domain`, which saturates.
+    """`val_generators` where the study has some; else `leave_one_generator_out` where several generators train,
+    `perturbed_val` where the store has degraded views, and without any of these `train_domain`, which saturates.
 
     >>> default_criterion(Roles(train_generators=("sd14",), val_generators=("cyclegan",)))
     'val_generators'
     """
     if roles.val_generators:
         return "val_generators"
+    if len(roles.train_generators) > 1:
+        return "leave_one_generator_out"
     return "perturbed_val" if roles.degraded_views else "train_domain"
+
+
+def plain(name: str) -> str:
+    """The criterion that lets collapsed trials in.
+
+    >>> plain("val_generators_uncollapsed")
+    'val_generators'
+    """
+    return name.removesuffix(_SUFFIX)
 
 
 def check_objective(name: str, roles: Roles) -> Criterion:
@@ -154,7 +185,13 @@ def check_objective(name: str, roles: Roles) -> Criterion:
 
 
 def _check_needs(name: str, criterion: Criterion, roles: Roles) -> None:
-    if criterion.needs and not getattr(roles, criterion.needs):
+    if criterion.needs and len(getattr(roles, criterion.needs)) < criterion.at_least:
+        if criterion.at_least > 1:
+            raise StudyError(
+                f"The criterion {name!r} leaves out one training generator at a time, and the study has "
+                f"{len(getattr(roles, criterion.needs))}. Name {criterion.at_least} or more with `--train-generator`, "
+                "or choose another criterion."
+            )
         option = "--" + criterion.needs.replace("_", "-")
         step = f"Name some with `{option}`"
         if criterion.needs == "degraded_views":
@@ -183,6 +220,90 @@ def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
     if not present or len(present) < len(values):
         return None
     return rule.combine(present)
+
+
+def epoch_score(epoch: Mapping[str, Any], criterion: str, roles: Roles) -> float | None:
+    """The criterion's value after one epoch (`TrialRecord.epochs`); None where that epoch does not tell it.
+
+    >>> roles = Roles(train_generators=("sd14",), val_generators=("cyclegan",))
+    >>> epoch_score({"validation/ap": 0.9, "generator_ap/cyclegan": 0.7}, "val_generators", roles)
+    0.7
+    """
+    prefix = "generator_ap/"
+    so_far = TrialRecord(
+        number=0,
+        id="",
+        state="finished",
+        config={},
+        seed=0,
+        validation={"ap": epoch.get("validation/ap")},
+        generators={
+            key[len(prefix) :]: {"ap": value} for key, value in epoch.items() if key.startswith(prefix)
+        },
+    )
+    return score(so_far, criterion, roles)
+
+
+def objective_values(
+    record: TrialRecord, objectives: Mapping[str, Sequence[str]]
+) -> tuple[float, ...] | None:
+    """By objective, the mean AP over its generators; None where the trial lacks one.
+
+    >>> record = TrialRecord(
+    ...     number=0, id="00000-x", state="finished", config={}, seed=0,
+    ...     generators={"progan": {"ap": 0.9}, "glide": {"ap": 0.6}, "ldm": {"ap": 0.8}},
+    ... )
+    >>> objective_values(record, {"gans": ["progan"], "diffusion": ["glide", "ldm"]})
+    (0.9, 0.7)
+    """
+    if not record.finished:
+        return None
+    values = []
+    for names in objectives.values():
+        aps = [metrics.get("ap") for metrics in _named(record, names)]
+        present = [float(ap) for ap in aps if ap is not None]
+        if len(present) < len(aps):
+            return None
+        values.append(_mean(present))
+    return tuple(values)
+
+
+def pareto_front(
+    records: Iterable[TrialRecord], objectives: Mapping[str, Sequence[str]]
+) -> list[TrialRecord]:
+    """The trials that no other one equals or betters in every objective and betters in one, by number.
+
+    Of trials with the same values all stay.
+    """
+    valued = [
+        (record, values) for record in records if (values := objective_values(record, objectives)) is not None
+    ]
+
+    def dominated(mine: tuple[float, ...]) -> bool:
+        return any(
+            other != mine and all(a >= b for a, b in zip(other, mine, strict=True)) for _, other in valued
+        )
+
+    return sorted(
+        (record for record, mine in valued if not dominated(mine)), key=lambda record: record.number
+    )
+
+
+def oracle_gap(
+    records: Iterable[TrialRecord], criterion: str, roles: Roles
+) -> tuple[TrialRecord, float, float] | None:
+    """The trial that the test generators would have chosen, its mean test AP, and what it wins over the
+    criterion's choice. None without test generators, or where one of the two choices is none.
+
+    It says how good the criterion is; nothing may be chosen by it.
+    """
+    records = list(records)
+    if not roles.test_generators or CRITERIA[criterion].uses_test_domain:
+        return None
+    mine, oracle = rank(records, criterion, roles), rank(records, "oracle", roles)
+    if not mine or not oracle or (own := score(mine[0][0], "oracle", roles)) is None:
+        return None
+    return oracle[0][0], oracle[0][1], oracle[0][1] - own
 
 
 def rank(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> list[tuple[TrialRecord, float]]:
@@ -216,7 +337,14 @@ def best(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> TrialR
     unscored = f"no {criterion} score: a class is missing"
     if CRITERIA[criterion].skips_collapsed:
         unscored = f"no {criterion} score: its mask has collapsed, or a class is missing"
-    reasons = Counter(unscored if record.finished else record.reason for record in records)
+    reasons = Counter(
+        unscored
+        if record.finished
+        else record.reason
+        if record.state == "failed"
+        else f"{record.state}, so without a result"
+        for record in records
+    )
     listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
     raise StudyError(
         f"None of the {len(records)} trials can be chosen by {criterion!r}: {listed}. "

@@ -3,15 +3,15 @@
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from causal_tune.errors import TrialFailed
+from causal_tune.errors import TrialFailed, TrialPruned
 from causal_tune.features import FeatureSet, StudyData
 from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head
 from causal_tune.heads.normaliser import Normaliser
@@ -19,7 +19,7 @@ from causal_tune.metrics import Metrics, best_threshold, score_metrics
 from causal_tune.processor import has_bfloat16
 from causal_tune.trial import TrialConfig
 
-__all__ = ["TrialResult", "train"]
+__all__ = ["Stop", "TrialResult", "train"]
 
 COLLAPSED_ONES = 0.99
 """A mask whose mean is above this lets everything through: it selects nothing."""
@@ -45,7 +45,8 @@ class TrialResult:
     """`patience`; `max_epochs`: then the head might have become better still; or `fit`: it is fitted at once."""
     epochs: list[dict[str, Any]]
     """One flat record of JSON values per epoch: the means of the loss terms (`loss/...`), `validation/...`,
-    `generator_ap/...`, mask statistics (`mask/...`), `steps` taken so far and `time_s`."""
+    `generator_ap/...`, mask statistics (`mask/...`), `steps` and `kept` (the best epoch)
+    so far, and `time_s`."""
     validation: Metrics
     """On the validation split of the training generator."""
     threshold: float
@@ -64,9 +65,17 @@ class TrialResult:
     """Name, width and settings of the head: with `head_state` all that `load_head` needs."""
     timings: dict[str, float]
     """Seconds: `training_s`, `evaluation_s`, `total_s`. All else in a result is repeatable; this is not."""
+    left_out: dict[str, Metrics] = field(default_factory=dict)
+    """By training generator, its metrics under heads that were trained without it; filled by who trains those."""
 
 
-def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> TrialResult:
+Stop = Callable[[Sequence[Mapping[str, Any]]], str | None]
+"""Given the epochs so far, why the trial is not worth its remaining ones; None: it goes on."""
+
+
+def train(
+    config: TrialConfig, data: StudyData, *, device: str = "cpu", stop: Stop | None = None
+) -> TrialResult:
     """Train the head that `config` describes on `data.train` and measure it on all other sets.
 
     An epoch is one pass over the training set in random order, or as many passes as make `min_epoch_steps`
@@ -80,7 +89,8 @@ def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> Trial
 
     The same `config`, `data` and machine give the same result; the global random state is neither read nor
     changed. Raises `TrialFailed` when the data cannot be trained on, or when a loss, a parameter or a score
-    is not finite or a loss is out of all proportion (above 10,000 nats).
+    is not finite or a loss is out of all proportion (above 10,000 nats); `TrialPruned` when `stop`, which is asked
+    after every epoch but the last, gives a reason.
     """
     started = time.perf_counter()
     _check_data(data)
@@ -165,11 +175,14 @@ def train(config: TrialConfig, data: StudyData, *, device: str = "cpu") -> Trial
             best_score = score
             best = (epoch, validation, judged, mask, threshold)
             best_state = {name: value.detach().cpu().clone() for name, value in head.state_dict().items()}
+        epochs[-1]["kept"] = best[0]
         if score > progress_score + config.min_progress:
             progress_score, progress_epoch = score, epoch
         elif epoch - progress_epoch >= config.patience:
             stopped_by = "patience"
             break
+        if stop and trainer and epoch < config.max_epochs and (reason := stop(epochs)):
+            raise TrialPruned(reason, epochs)
 
     best_epoch, validation, judged, mask, threshold = best
     head.load_state_dict(best_state)

@@ -21,6 +21,8 @@ main = job_command(
     question="Tune CausalCLIP heads on images of one generator and judge them on unseen ones, end to end.",
     space="sd14",
     encoder="vit-l-14",
+    example="--images GenImage --layout genimage --train-generator sd14 --val-generators glide --trials 100 "
+    "--study sd14",
 )
 
 if __name__ == "__main__":

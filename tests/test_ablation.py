@@ -25,7 +25,7 @@ from causal_tune.errors import InvalidConfig, StudyError
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec
-from causal_tune.study.suggestion import suggest_config
+from causal_tune.study.suggestion import Suggester
 from causal_tune.trial import TrialConfig
 from tests.conftest import write_images
 
@@ -33,7 +33,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def configs(space: SearchSpace, count: int) -> list[dict[str, Any]]:
-    return [suggest_config(space, seed=0, number=number, known={}, pending={}) for number in range(count)]
+    suggester = Suggester(space, sampler="tpe", seed=0, window=count)
+    made: dict[int, dict[str, Any]] = {}
+    for number in range(count):
+        made[number] = suggester.suggest(number, made, {})
+    return list(made.values())
 
 
 def spec(**changes: Any) -> StudySpec:

@@ -2,6 +2,8 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from causal_tune.errors import StudyError, UnknownName
 from causal_tune.ledger import TrialRecord
@@ -11,13 +13,16 @@ from causal_tune.selection import (
     best,
     check_objective,
     default_criterion,
+    epoch_score,
+    oracle_gap,
+    pareto_front,
     rank,
     saturated,
     score,
 )
 
 ROLES = Roles(
-    train_generators=("sd14",),
+    train_generators=("sd14", "sd15"),
     val_generators=("cyclegan", "stylegan"),
     test_generators=("progan", "glide"),
     degraded_views=("jpeg-50", "blur-2"),
@@ -39,6 +44,7 @@ def record(number, val, cyclegan, stylegan, progan=0.5, glide=0.5, head="causal"
         validation=metrics(val),
         generators={name: metrics(ap) for name, ap in names.items()},
         perturbed={"jpeg-50": metrics(cyclegan), "blur-2": metrics(stylegan)},
+        left_out={"sd14": metrics(cyclegan), "sd15": metrics(stylegan)},
     )
 
 
@@ -49,7 +55,14 @@ RECORDS = [
     record(2, 0.70, 0.56, 0.54, progan=0.90, glide=0.70),
     record(3, 1.00, 1.00, 1.00, progan=1.00, glide=1.00, state="failed"),
 ]
-WINNERS = {"train_domain": 0, "val_generators": 1, "worst_generator": 2, "perturbed_val": 2, "oracle": 2}
+WINNERS = {
+    "train_domain": 0,
+    "val_generators": 1,
+    "leave_one_generator_out": 1,
+    "worst_generator": 2,
+    "perturbed_val": 2,
+    "oracle": 2,
+}
 WINNERS |= {f"{name}_uncollapsed": winner for name, winner in WINNERS.items() if name != "oracle"}
 
 
@@ -125,6 +138,9 @@ def test_a_criterion_whose_generators_are_missing_is_refused():
     roles = Roles(train_generators=("sd14",))
     assert default_criterion(roles) == "train_domain"
     assert default_criterion(replace(roles, degraded_views=("jpeg-50",))) == "perturbed_val"
+    assert default_criterion(replace(roles, train_generators=("sd14", "progan"))) == "leave_one_generator_out"
+    with pytest.raises(StudyError, match="the study has 1"):
+        check_objective("leave_one_generator_out", roles)
     with pytest.raises(StudyError, match="--degrade figure4"):
         check_objective("perturbed_val", roles)
     with pytest.raises(StudyError, match="--val-generators"):
@@ -133,6 +149,44 @@ def test_a_criterion_whose_generators_are_missing_is_refused():
         best(RECORDS, "oracle", roles)
     with pytest.raises(UnknownName, match="train_domain"):
         check_objective("test_domain", roles)
+
+
+def test_the_oracle_gap_is_what_the_test_generators_would_have_won():
+    trial, value, gap = oracle_gap(RECORDS, "val_generators", ROLES)
+    assert (trial.number, value) == (2, pytest.approx(0.8))
+    assert gap == pytest.approx(0.8 - 0.5)  # trial 1 is chosen, and has 0.5 on the test
+    assert oracle_gap(RECORDS, "oracle", ROLES) is None
+    assert oracle_gap(RECORDS, "train_domain", replace(ROLES, test_generators=())) is None
+    assert oracle_gap(RECORDS[3:], "val_generators", ROLES) is None
+
+
+def test_an_epoch_is_judged_as_a_trial_that_ended_there():
+    whole = record(0, 0.9, 0.6, 0.7)
+    epoch = {"validation/ap": 0.9, "generator_ap/cyclegan": 0.6, "generator_ap/stylegan": 0.7, "steps": 25}
+    for name, criterion in CRITERIA.items():
+        told = epoch_score(epoch, name, ROLES)
+        if criterion.every_epoch and not criterion.uses_test_domain:
+            assert told == score(whole, name, ROLES)
+        else:
+            assert told is None
+    assert epoch_score({**epoch, "generator_ap/cyclegan": None}, "val_generators", ROLES) is None
+
+
+FRONTS = {"gans": ["cyclegan"], "diffusion": ["progan", "glide"]}
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=1, max_size=8))
+def test_the_front_is_what_nothing_betters(points):
+    records = [record(n, 0, gan, 0, progan=ap, glide=ap) for n, (gan, ap) in enumerate(points)]
+    front = {item.number for item in pareto_front(records, FRONTS)}
+    for number, mine in enumerate(points):
+        bettered = any(a >= mine[0] and b >= mine[1] and (a, b) != mine for a, b in points)
+        assert (number in front) is not bettered
+
+
+def test_a_trial_without_one_of_the_objectives_is_in_no_front():
+    assert pareto_front([record(0, 0.9, None, 0.9)], FRONTS) == []
+    assert pareto_front([record(0, 0.9, 0.9, 0.9, state="failed")], FRONTS) == []
 
 
 def test_saturation_is_told_by_noise_not_by_height():

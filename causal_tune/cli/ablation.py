@@ -30,8 +30,9 @@ from causal_tune.images.choice import Choice
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import best, rank
+from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import StudySpec, check_roles, read_spec, study_path
+from causal_tune.study.spec import StudySpec, read_spec, study_path
 from causal_tune.study.suggestion import trial_seed
 from causal_tune.trial import TrialConfig
 

@@ -1,6 +1,5 @@
 """`demo`: the main job on the images that the package makes itself."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -38,7 +37,7 @@ def demo_command(encoder: str, layer: str, trials: int, workspace: Path, as_json
         as_json=as_json,
         study="demo",
         trials=trials,
-        space=replace(space, defaults={**space.defaults, "layer": layer}),
+        space=space,
         address=None,
         train_generators=(TRAIN_GENERATOR,),
         val_generators=VAL_GENERATORS,

@@ -26,9 +26,10 @@ from causal_tune.heads import HEADS
 from causal_tune.images.choice import Choice
 from causal_tune.registry import look_up
 from causal_tune.selection import rank
+from causal_tune.study.checks import check_roles
 from causal_tune.study.run import StudyResult
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import check_roles, study_path
+from causal_tune.study.spec import study_path
 
 __all__ = ["heads_job", "summarise"]
 

@@ -27,8 +27,9 @@ from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.choice import Choice
-from causal_tune.study.space import SearchSpace
-from causal_tune.study.spec import check_roles, study_path
+from causal_tune.study.checks import check_roles
+from causal_tune.study.space import SearchSpace, load_space
+from causal_tune.study.spec import study_path
 
 __all__ = ["encode_images", "image_options", "job_command", "roles_of", "run_job"]
 
@@ -102,11 +103,13 @@ def run_job(
         train_generators=study_settings["train_generators"],
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
+    space = space if isinstance(space, SearchSpace) else load_space(space)
     result, ui_command = run_tune(
         workspace=workspace,
         store=done.store.path,
         study=study,
         space=space,
+        layers=None if "layer" in space.distributions else encoding.layers,
         address=address,
         **study_settings,
     )
@@ -131,7 +134,7 @@ def run_job(
         for what, command in steps.items():
             out.print(f"  {what + ':':<20}{command}", soft_wrap=True, markup=False, highlight=False)
 
-    num_failed = sum(not record.finished for record in result.records)
+    num_failed = sum(record.failed for record in result.records)
     document = {
         "index": str(index_path),
         "store": str(done.store.path),
@@ -180,14 +183,13 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def job_command(*, name: str, question: str, space: str, encoder: str) -> click.Command:
-    """The command of one file in `jobs/`: its question, and the space and encoder that it defaults to."""
+def job_command(*, name: str, question: str, space: str, encoder: str, example: str) -> click.Command:
+    """The command of one file in `jobs/`: its question, the space and encoder that it defaults to, an example."""
 
     @click.command(
         name,
         help=question,
-        epilog=f"Example: python jobs/{name} --images GenImage --layout genimage --train-generator sd14 "
-        "--val-generators glide --trials 100 --study sd14",
+        epilog=f"Example: python jobs/{name} {example}",
     )
     @image_options(encoder)
     @study_options

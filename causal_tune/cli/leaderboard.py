@@ -1,5 +1,6 @@
 """`leaderboard`: what came out of a study, by any criterion."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from causal_tune.cli.output import (
 )
 from causal_tune.export import role_of
 from causal_tune.ledger import Ledger, TrialRecord
-from causal_tune.selection import CRITERIA, rank, saturated, score
+from causal_tune.selection import (
+    CRITERIA,
+    objective_values,
+    oracle_gap,
+    pareto_front,
+    rank,
+    saturated,
+    score,
+)
 from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
@@ -31,7 +40,7 @@ HYPERPARAMETERS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
 def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> None:
     """The winner: its table generator x metrics, its hyperparameters, and warnings about the choice."""
     ranked = rank(records, criterion, spec.roles)
-    failed = [record for record in records if not record.finished]
+    failed = [record for record in records if record.failed]
     for record in failed[:5]:
         err.print(f"Trial {record.number} failed: {record.reason}", markup=False)
     if len(failed) > 5:
@@ -49,17 +58,45 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     out.print("Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
     if winner.collapsed:
         out.print("Warning: its mask has collapsed, so it is no causal head.")
-    if spec.roles.test_generators and criterion != "oracle":
-        oracle = rank(records, "oracle", spec.roles)
-        mine = score(winner, "oracle", spec.roles)
-        if oracle and mine is not None:
-            gap = oracle[0][1] - mine
-            out.print(
-                f"Mean test AP {percent(mine)}. Oracle gap {100 * gap:.2f} points: trial {oracle[0][0].id} "
-                "would have been chosen by the test generators, which is not allowed."
-            )
+    show_choice(spec, records, criterion)
+
+
+def show_choice(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> None:
+    """How good the choice by this criterion is: the oracle gap, labelled, and whether it chose at all."""
+    if found := oracle_gap(records, criterion, spec.roles):
+        trial, value, gap = found
+        out.print(
+            f"Mean test AP {percent(value - gap)}. Oracle gap {100 * gap:.2f} points: trial {trial.id} "
+            "would have been chosen by the test generators, which is not allowed."
+        )
     if warning := saturated(records, criterion, spec.roles):
         out.print(f"Warning: {warning}")
+
+
+def show_front(spec: StudySpec, records: Sequence[TrialRecord], most: int) -> None:
+    """The Pareto front of a study with several objectives."""
+    front = pareto_front(records, spec.objectives)
+    rows = []
+    for record in front[:most]:
+        values = objective_values(record, spec.objectives) or ()
+        rows.append([record.id, record.config["head"], *(percent(value) for value in values)])
+    out.print(table("Pareto front: mean AP by objective", ["trial", "head<", *spec.objectives], rows))
+    if len(front) > most:
+        out.print(f"and {len(front) - most} more on the front")
+
+
+def count_states(records: Sequence[TrialRecord]) -> str:
+    """How the trials ended, in words.
+
+    >>> count_states([])
+    '0 trials'
+    """
+    counts = Counter(record.state for record in records)
+    parts = [f"{counts[state]} {word}" for state, word in _STATES.items() if counts[state]]
+    return f"{len(records)} trials" + (f": {', '.join(parts)}" if parts else "")
+
+
+_STATES = {"finished": "finished", "pruned": "pruned", "failed": "failed", "duplicate": "not trained again"}
 
 
 def _short(value: Any) -> str:
@@ -73,6 +110,7 @@ def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion:
             "rank": place + 1,
             "trial": record.id,
             "head": record.config["head"],
+            "layer": record.config["layer"],
             criterion: value,
             "validation_ap": record.validation["ap"],
             "mean_test_ap": score(record, "oracle", spec.roles) if spec.test_generators else None,
@@ -86,11 +124,21 @@ def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion:
 
 def show_leaderboard(rows: Sequence[dict[str, Any]], criterion: str, most: int) -> None:
     """The first `most` rows: scores, and the hyperparameters beside them or, in a narrow terminal, below."""
-    score_columns = ["#", "trial<", "head<", criterion, "val AP", "test AP*", "mask mean"]
+    layers = {row["layer"] for row in rows}
+    score_columns = [
+        "#",
+        "trial<",
+        "head<",
+        *(["layer<"] if len(layers) > 1 else []),
+        criterion,
+        "val AP",
+        "test AP*",
+        "mask mean",
+    ]
     scores, settings = [], []
     for row in rows[:most]:
         mask = "-" if row["mask_mean"] is None else f"{row['mask_mean']:.3f}{'!' if row['collapsed'] else ''}"
-        place = [str(row["rank"]), row["trial"], row["head"]]
+        place = [str(row["rank"]), row["trial"], row["head"], *([row["layer"]] if len(layers) > 1 else [])]
         values = [percent(row[criterion]), percent(row["validation_ap"]), percent(row["mean_test_ap"]), mask]
         scores.append(place + values)
         settings.append([f"{row[name]:.2g}" if row["head"] == "causal" else "-" for name in HYPERPARAMETERS])
@@ -118,23 +166,29 @@ def leaderboard_command(study: str, criterion: str | None, most: int, workspace:
     criterion = criterion or spec.criterion
     records = Ledger(path / "trials").records()
     rows = leaderboard_rows(spec, records, criterion)
-    num_failed = sum(not record.finished for record in records)
+    num_failed = sum(record.failed for record in records)
     num_collapsed = sum(record.collapsed is not None for record in records)
 
     def show() -> None:
         show_leaderboard(rows, criterion, most)
-        out.print(
-            f"{len(records)} trials: {len(rows)} ranked, {num_failed} failed, {num_collapsed} collapsed."
-        )
-        if warning := saturated(records, criterion, spec.roles):
-            out.print(f"Warning: {warning}")
+        if spec.objectives:
+            show_front(spec, records, most)
+        out.print(f"{count_states(records)}; {len(rows)} ranked, {num_collapsed} collapsed.")
+        show_choice(spec, records, criterion)
 
     document = {
         "study": str(path),
         "criterion": criterion,
         "num_trials": len(records),
         "num_failed": num_failed,
+        "num_pruned": sum(record.state == "pruned" for record in records),
+        "num_duplicate": sum(record.state == "duplicate" for record in records),
         "num_collapsed": num_collapsed,
+        "oracle_gap": gap[2] if (gap := oracle_gap(records, criterion, spec.roles)) else None,
+        "saturated": saturated(records, criterion, spec.roles),
+        "pareto_front": [record.id for record in pareto_front(records, spec.objectives)]
+        if spec.objectives
+        else None,
         "leaderboard": rows,
     }
     emit(as_json, document, show)

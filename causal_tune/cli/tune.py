@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from causal_tune.cli.leaderboard import leaderboard_rows, show_winner
+from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
     emit,
     err,
@@ -20,16 +20,29 @@ from causal_tune.cli.output import (
 from causal_tune.errors import WorkFailed
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, rank, score
+from causal_tune.study.pruning import GRACE_STEPS, PRUNER, PRUNERS
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import make_spec, study_path
+from causal_tune.study.suggestion import SAMPLER, SAMPLERS
 from causal_tune.tracking import Tracker, default_uri
 
 __all__ = ["run_tune", "study_options", "tune_command"]
 
 
+def _objectives(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for value in values:
+        name, equals, listed = value.partition("=")
+        members = [item.strip() for item in listed.split(",") if item.strip()]
+        if not equals or not name or not members or name in groups:
+            raise click.BadParameter(f"{value!r} is no new NAME=GENERATORS, such as gans=progan,cyclegan.")
+        groups[name] = members
+    return groups
+
+
 def study_options(command: Any) -> Any:
-    """The options that `tune` and the jobs share."""
+    """The options that `tune` and the jobs share, but for the layers: a job has those that it extracts."""
     for option in reversed(
         [
             click.option("--study", required=True, help="Its name: the same name continues or extends it."),
@@ -51,6 +64,36 @@ def study_options(command: Any) -> Any:
             ),
             click.option(
                 "--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: best the data allows]"
+            ),
+            click.option(
+                "--sampler",
+                type=click.Choice(sorted(SAMPLERS)),
+                default=SAMPLER,
+                show_default=True,
+                help="What suggests configurations.",
+            ),
+            click.option(
+                "--pruner",
+                type=click.Choice(sorted(PRUNERS)),
+                default=PRUNER,
+                show_default=True,
+                help="Stops trials that are behind.",
+            ),
+            click.option(
+                "--grace-steps",
+                type=click.IntRange(1),
+                default=GRACE_STEPS,
+                show_default=True,
+                help="Gradient steps that the pruner lets every trial take.",
+            ),
+            click.option(
+                "--objective",
+                "objectives",
+                multiple=True,
+                metavar="NAME=GENERATORS",
+                callback=_objectives,
+                help="Search for the Pareto front of the mean AP of groups of validation generators: "
+                "gans=progan,cyclegan. Repeatable.",
             ),
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
             click.option(
@@ -79,8 +122,12 @@ def run_tune(
     max_concurrent: int | None = None,
     tracking_uri: str | None = None,
     address: str | None = None,
+    **settings: Any,
 ) -> tuple[StudyResult, str]:
-    """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI."""
+    """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI.
+
+    `settings` are the rest of `make_spec`: sampler, pruner, grace_steps, objectives, layers.
+    """
     spec = make_spec(
         workspace=workspace,
         name=study,
@@ -92,6 +139,7 @@ def run_tune(
         criterion=criterion,
         seed=seed,
         max_concurrent=max_concurrent,
+        **settings,
     )
     tracker = Tracker(tracking_uri or default_uri(workspace), "causal-tune", spec)
     before = rank(Ledger(study_path(workspace, study) / "trials").records(), spec.criterion, spec.roles)
@@ -106,7 +154,7 @@ def run_tune(
             if event.record is not None:
                 value = score(event.record, spec.criterion, spec.roles)
                 best_score = max((item for item in (best_score, value) if item is not None), default=None)
-                num_failed += not event.record.finished
+                num_failed += event.record.failed
             note = f"best {spec.criterion} {percent(best_score)}" if best_score is not None else ""
             bar.update(event.num_done, note + (f", {num_failed} failed" if num_failed else ""))
 
@@ -129,6 +177,12 @@ def run_tune(
 @click.option(
     "--store", required=True, type=click.Path(path_type=Path), help="As `causal-tune extract` printed it."
 )
+@click.option(
+    "--layers",
+    multiple=True,
+    callback=names,
+    help="Layers of the store to search, as the weights are; one fixes it. [default: the space's]",
+)
 @study_options
 @workspace_option
 @json_option
@@ -138,11 +192,14 @@ def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None,
 
     def show() -> None:
         show_winner(result.spec, result.records, result.spec.criterion)
+        if result.spec.objectives:
+            show_front(result.spec, result.records, most=10)
+        out.print(f"{count_states(result.records)}.")
         out.print(f"Study: {result.path}", soft_wrap=True)
         out.print(f"Compare the trials: {ui_command}", soft_wrap=True)
         out.print(f"Next: causal-tune export {result.spec.name}", soft_wrap=True)
 
-    num_failed = sum(not record.finished for record in result.records)
+    num_failed = sum(record.failed for record in result.records)
     document = {
         "study": str(result.path),
         "num_trials": len(result.records),

@@ -23,6 +23,7 @@ from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
 from causal_tune.selection import Roles, rank
+from causal_tune.study.journal import JOURNAL, Journal
 from causal_tune.study.search import LedgerSearch, LostTrials
 from causal_tune.study.spec import StudySpec, freeze, study_path
 from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
@@ -94,8 +95,8 @@ class StudyResult:
 
     @property
     def num_failed(self) -> int:
-        """Trials without one; their records say why."""
-        return len(self.records) - self.num_finished
+        """Trials that failed; their records say why."""
+        return sum(record.failed for record in self.records)
 
 
 def run_study(
@@ -149,6 +150,7 @@ class _Run:
         self.ledger = Ledger(path / "trials")
         self.records = {record.number: record for record in self.ledger.records()}
         self.num_before = len(self.records)
+        self.journal: Journal | None = None
         self.tracking_broken = False
 
     def start_tracker(self) -> None:
@@ -162,6 +164,13 @@ class _Run:
     def go(self, ray_address: str | None, work: Work) -> StudyResult:
         started = time.time()
         self._tell("started")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            self.journal = Journal(self.path / JOURNAL, self.spec, self.records.values())
+        except OSError as error:
+            self._tell(
+                "warning", message=f"{JOURNAL} cannot be written: {error}. The study does not need it."
+            )
         if any(number not in self.records for number in range(self.num_trials)):
             with connected(ray_address), _stop_signals():
                 try:
@@ -190,7 +199,6 @@ class _Run:
         )
 
     def _search(self, work: Work) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         # failed trials are in the ledger with their reasons; here they would be tracebacks on the screen
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         search = LedgerSearch(
@@ -255,6 +263,12 @@ class _Run:
                 "the permissions, and run the same command again: it continues."
             ) from error
         self.records[record.number] = record
+        if self.journal:
+            try:
+                self.journal.add(record)
+            except OSError as error:  # the next start makes it anew from the ledger
+                self.journal = None
+                self._tell("warning", message=f"{JOURNAL} cannot be written: {error}. The study goes on.")
         if self.tracker and not self.tracking_broken:
             try:
                 self.tracker.log_trial(record, self.spec.roles)

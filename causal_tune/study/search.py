@@ -2,31 +2,32 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from causal_tune.errors import StudyError
-from causal_tune.ledger import TrialRecord
-from causal_tune.selection import score
+from causal_tune.ledger import PRUNED, TrialRecord
+from causal_tune.selection import CRITERIA, epoch_score, objective_values, plain, score
+from causal_tune.study.pruning import PRUNER, cutoffs
 from causal_tune.study.spec import StudySpec
-from causal_tune.study.suggestion import suggest_config
+from causal_tune.study.suggestion import Outcome, Suggester, same_trial
+from causal_tune.study.worker import duplicate_record
 
-__all__ = ["LedgerSearch", "LostTrials"]
+__all__ = ["LedgerSearch", "LostTrials", "outcome"]
 
 OBJECTIVE = "objective"
 
 
-class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
+class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
     """Suggests the trial numbers that the ledger lacks, in order, and hands on each that ends.
 
-    Unlike its parent it keeps no Optuna study and nothing of it is ever restored: the ledger is its
-    memory. `record` is called once for each trial that ends; what it raises is kept in `failure`,
-    because Ray Tune would only log it, and ends the search.
+    Unlike Ray's own `OptunaSearch` nothing of it is ever saved or restored: the ledger is its memory. `record` is
+    called once for each trial that ends; what it raises is kept in `failure`, because Ray Tune would only log it,
+    and ends the search.
     """
 
     def __init__(
@@ -38,15 +39,25 @@ class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
         record: Callable[[TrialRecord], None],
     ) -> None:
         self._spec = spec
-        self._search_space = spec.search_space()
-        super().__init__(space=dict(self._search_space.distributions), metric=OBJECTIVE, mode="max")
+        self._space = spec.search_space()
+        super().__init__(metric=OBJECTIVE, mode="max")
         self._record = record
+        self._suggester = Suggester(
+            self._space,
+            sampler=spec.sampler,
+            seed=spec.seed,
+            window=spec.window,
+            num_objectives=len(spec.objectives) or 1,
+        )
         self._configs: dict[int, dict[str, Any]] = {}
-        self._objectives: dict[int, float | None] = {}
-        for item in records:
-            self._configs[item.number] = item.config
-            self._objectives[item.number] = score(item, spec.criterion, spec.roles)
-        self._missing = [number for number in range(num_trials) if number not in self._objectives]
+        self._first: dict[str, int] = {}  # by what makes a configuration the same trial, its first number
+        self._records: dict[int, TrialRecord] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        for item in sorted(records, key=lambda item: item.number):
+            self._keep(item.number, item.config)
+            self._records[item.number] = item
+            self._outcomes[item.number] = outcome(item, spec)
+        self._missing = [number for number in range(num_trials) if number not in self._records]
         self._numbers: dict[str, int] = {}
         self.failure: Exception | None = None
 
@@ -57,23 +68,41 @@ class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
 
     def suggest(self, trial_id: str) -> Any:
         """The next missing trial; None while a result that its suggestion depends on is not there yet."""
-        if self.failure or not self._missing:
-            return Searcher.FINISHED
-        number = self._missing[0]
-        settled = range(max(0, number - self._spec.window + 1))
-        if any(other not in self._objectives for other in settled):
-            return None
-        config = suggest_config(
-            self._search_space,
-            seed=self._spec.seed,
-            number=number,
-            known={other: (self._configs[other], self._objectives[other]) for other in settled},
-            pending={other: self._configs[other] for other in range(len(settled), number)},
-        )
-        self._missing.pop(0)
-        self._configs[number] = config
-        self._numbers[trial_id] = number
-        return {"number": number, "config": config}
+        while self._missing and not self.failure:
+            number = self._missing[0]
+            settled = range(max(0, number - self._spec.window + 1))
+            if any(other not in self._records for other in settled):
+                return None
+            config = self._suggester.suggest(number, self._configs, self._outcomes)
+            self._missing.pop(0)
+            if (earlier := self._same(number, config)) is not None:
+                self.settle(duplicate_record(number, config, earlier))
+                continue
+            self._numbers[trial_id] = number
+            limits = cutoffs(
+                number,
+                {other: self._records[other] for other in settled},
+                lambda epoch: epoch_score(epoch, self._spec.criterion, self._spec.roles),
+                pruner=self._spec.pruner if number >= len(self._space.enqueued) else PRUNER,
+                grace_steps=self._spec.grace_steps,
+                reduction=self._spec.reduction,
+            )
+            return {"number": number, "config": config, "limits": limits}
+        return Searcher.FINISHED
+
+    def _same(self, number: int, config: Mapping[str, Any]) -> int | None:
+        """The earlier trial that this one repeats; one that names its seed repeats only one with that seed."""
+        entries = self._space.enqueued
+        with_seed = number < len(entries) and "seed" in entries[number]
+        first = self._first.get(same_trial(config, with_seed=with_seed), number)
+        self._keep(number, config)
+        return first if first < number else None
+
+    def _keep(self, number: int, config: Mapping[str, Any]) -> None:
+        self._configs[number] = dict(config)
+        for with_seed in (False, True):
+            key = same_trial(config, with_seed=with_seed)
+            self._first[key] = min(number, self._first.get(key, number))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Nothing: a trial reports once, when it ends."""
@@ -87,14 +116,15 @@ class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
 
     def settle(self, record: TrialRecord) -> None:
         """Take a trial's end to the ledger, once."""
-        if self.failure or record.number in self._objectives:
+        if self.failure or record.number in self._records:
             return
         try:
             self._record(record)
         except Exception as error:  # noqa: BLE001  kept, and raised by whoever runs the search
             self.failure = error
             return
-        self._objectives[record.number] = score(record, self._spec.criterion, self._spec.roles)
+        self._records[record.number] = record
+        self._outcomes[record.number] = outcome(record, self._spec)
 
     def config_of(self, trial_id: str) -> tuple[int, dict[str, Any]]:
         """Number and configuration of a trial that was suggested."""
@@ -111,6 +141,30 @@ class LedgerSearch(OptunaSearch):  # type: ignore[misc]  # ray ships no types
     def restore(self, checkpoint_path: str) -> None:
         """Refused: a study is continued from its ledger."""
         raise StudyError("A study is continued from its ledger; run the same `causal-tune tune` again.")
+
+
+def outcome(record: TrialRecord, spec: StudySpec) -> Outcome:
+    """What the sampler learns of a trial.
+
+    A criterion that skips collapsed trials is the plain one under the constraint that the mask has not
+    collapsed: that a region collapses is something to be learnt.
+    """
+    roles, criterion = spec.roles, spec.criterion
+    constraints = {}
+    if CRITERIA[criterion].skips_collapsed:
+        criterion = plain(criterion)
+        constraints = {"collapsed": 1.0 if record.collapsed else -1.0}
+    if record.state == PRUNED:
+        rungs = {
+            int(epoch["steps"]): value
+            for epoch in record.epochs[-1:]
+            if (value := epoch_score(record.epochs[epoch["kept"] - 1], criterion, roles)) is not None
+        }
+        return Outcome(values=None, rungs=rungs, constraints=constraints)
+    if spec.objectives:
+        return Outcome(values=objective_values(record, spec.objectives), constraints=constraints)
+    value = score(record, criterion, roles)
+    return Outcome(values=None if value is None else (value,), constraints=constraints)
 
 
 class LostTrials(tune.Callback):  # type: ignore[misc]  # ray ships no types

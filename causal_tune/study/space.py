@@ -3,15 +3,16 @@
 A file holds QUESTION (what the study asks), EXPECTED (time and result), SPACE (Optuna distribution of
 each searched field of `TrialConfig`), DEFAULTS (value of every searched field in the default
 configuration, and of any other field) and ENQUEUED (changes to DEFAULTS that are tried first; only such an
-entry may name a `seed`, which its trial then has instead of one of its own).
+entry may name a `seed`, which its trial then has instead of one of its own). It may hold CONDITIONS: for a searched
+field, which values of others it is searched with, `{"lambda1": {"head": ["causal"]}}`; else it keeps its default.
 """
 
 import hashlib
 import json
 import runpy
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.registry import look_up
 from causal_tune.trial import TrialConfig
 
-__all__ = ["SearchSpace", "load_space", "space_paths"]
+__all__ = ["SEARCHED_PARTS", "SearchSpace", "load_space", "space_paths"]
+
+SEARCHED_PARTS = ("distributions", "defaults", "enqueued", "conditions")
+"""The parts of `SearchSpace.to_json` that decide what is tried; the rest is prose."""
 
 _NAMES = ("QUESTION", "EXPECTED", "SPACE", "DEFAULTS", "ENQUEUED")
 
@@ -42,6 +46,8 @@ class SearchSpace:
     """The default configuration: every searched field, and others where `TrialConfig` has no default."""
     enqueued: tuple[Mapping[str, Any], ...] = ()
     """Changes to `defaults` that are the first trials of every study; they may fix the trial's `seed`."""
+    conditions: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    """Of a searched field: the values of other fields with which it is searched; else it has its default."""
 
     def __post_init__(self) -> None:
         every = [item.name for item in fields(TrialConfig)]
@@ -67,6 +73,7 @@ class SearchSpace:
             if key not in self.defaults:
                 raise self._wrong(f"DEFAULTS has no value for {key}; every searched field needs one")
             self._check_value("DEFAULTS", key, self.defaults[key])
+        self._check_conditions()
         for index, entry in enumerate(self.enqueued):
             for key in entry.keys() & self.distributions.keys():
                 if entry[key] != 0:  # 0 switches a term off: a baseline, and not a point of a log range
@@ -77,6 +84,50 @@ class SearchSpace:
                 TrialConfig.from_dict({**self.defaults, "seed": 0, **entry})
             except (InvalidConfig, UnknownName) as error:
                 raise self._wrong(f"{where} is no valid configuration: {error}") from error
+
+    def _check_conditions(self) -> None:
+        for key, condition in self.conditions.items():
+            for part in (key, *condition):
+                if part not in self.distributions:
+                    raise self._wrong(f"CONDITIONS names {part!r}, which SPACE does not search")
+            for other, values in condition.items():
+                for value in values:
+                    self._check_value(f"CONDITIONS[{key!r}]", other, value)
+        if len(self.order) < len(self.distributions):
+            circle = sorted(self.distributions.keys() - set(self.order))
+            raise self._wrong(f"CONDITIONS of {', '.join(circle)} depend on each other in a circle")
+
+    @property
+    def order(self) -> list[str]:
+        """The searched fields, each after those that its conditions read."""
+        ordered: list[str] = []
+        waiting = sorted(self.distributions)
+        while ready := [key for key in waiting if self.conditions.get(key, {}).keys() <= set(ordered)]:
+            ordered += ready
+            waiting = [key for key in waiting if key not in ready]
+        return ordered
+
+    def is_active(self, key: str, values: Mapping[str, Any]) -> bool:
+        """Whether `key` is searched where the other fields have these values; a field without one has its default.
+
+        What depends on a field that is itself not searched there is not searched either.
+        """
+        condition = self.conditions.get(key, {})
+        return all(
+            self.is_active(other, values) and values.get(other, self.defaults[other]) in allowed
+            for other, allowed in condition.items()
+        )
+
+    def over_layers(self, layers: Sequence[str]) -> "SearchSpace":
+        """This space with the layer searched among `layers`, or fixed to it where it is one."""
+        default = self.defaults.get("layer", "proj")
+        if list(layers) == [default] and "layer" not in self.distributions:
+            return self
+        defaults = {**self.defaults, "layer": default if default in layers else layers[0]}
+        distributions = {key: value for key, value in self.distributions.items() if key != "layer"}
+        if len(layers) > 1:
+            distributions["layer"] = optuna.distributions.CategoricalDistribution(list(layers))
+        return replace(self, distributions=distributions, defaults=defaults)
 
     def _wrong(self, what: str) -> InvalidConfig:
         return InvalidConfig(
@@ -99,12 +150,13 @@ class SearchSpace:
             )
             for key in self.distributions
         }
-        return replace(self, distributions=distributions, defaults=defaults)
+        return replace(self, distributions=distributions, defaults=defaults, conditions={})
 
     @property
     def sha256(self) -> str:
         """Over what is searched; the prose and the comments of the file do not count."""
-        content = {key: self.to_json()[key] for key in ("distributions", "defaults", "enqueued")}
+        every = self.to_json()
+        content = {key: every[key] for key in SEARCHED_PARTS if key in every}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
@@ -119,6 +171,13 @@ class SearchSpace:
             },
             "defaults": dict(self.defaults),
             "enqueued": [dict(entry) for entry in self.enqueued],
+            **({"conditions": self._plain_conditions()} if self.conditions else {}),
+        }
+
+    def _plain_conditions(self) -> dict[str, dict[str, list[Any]]]:
+        return {
+            key: {other: list(values) for other, values in sorted(condition.items())}
+            for key, condition in sorted(self.conditions.items())
         }
 
     @classmethod
@@ -134,10 +193,11 @@ class SearchSpace:
             },
             defaults=content["defaults"],
             enqueued=tuple(content["enqueued"]),
+            conditions=content.get("conditions", {}),
         )
 
     def searched(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The configuration as a point of the space; None for one that lies outside of it.
+        """The configuration as a point of the space, its active fields; None for one that lies outside of it.
 
         A baseline that changes a field which is not searched (the head, say) or switches a term off
         is no observation about the space, and the sampler is not told of it.
@@ -146,12 +206,12 @@ class SearchSpace:
         for key, value in config.items():
             if key == "seed":
                 continue
-            if key in self.distributions:
+            if key in self.distributions and self.is_active(key, config):
                 if not contains(self.distributions[key], value):
                     return None
             elif key not in fixed or fixed[key] != value:
                 return None
-        return {key: config[key] for key in self.distributions}
+        return {key: config[key] for key in self.distributions if self.is_active(key, config)}
 
 
 @cache  # asked for once a known trial in every suggestion
@@ -217,4 +277,5 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         distributions=values["SPACE"],
         defaults=values["DEFAULTS"],
         enqueued=tuple(values["ENQUEUED"]),
+        conditions=values.get("CONDITIONS", {}),
     )

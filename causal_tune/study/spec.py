@@ -11,26 +11,32 @@ import re
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from causal_tune import __version__
 from causal_tune.atomic import write_json
 from causal_tune.errors import InvalidConfig, StudyError
-from causal_tune.features import FeatureStore, partition
-from causal_tune.images.views import augmented_view, is_augmented
+from causal_tune.features import FeatureStore
+from causal_tune.images.views import is_augmented
 from causal_tune.selection import Roles, check_objective, default_criterion
-from causal_tune.study.space import SearchSpace
+from causal_tune.study.checks import (
+    check_classes,
+    check_leaks,
+    check_objectives,
+    check_pruner,
+    check_roles,
+    check_space,
+)
+from causal_tune.study.pruning import GRACE_STEPS, PRUNER, REDUCTION
+from causal_tune.study.space import SEARCHED_PARTS, SearchSpace
 from causal_tune.study.suggestion import SAMPLER
 
 __all__ = [
     "SPEC_FORMAT",
     "StudySpec",
-    "check_roles",
     "freeze",
     "library_versions",
     "make_spec",
@@ -43,7 +49,26 @@ SPEC_FORMAT = 1
 _LIBRARIES = ("ray", "optuna", "torch", "numpy", "mlflow")
 
 # Not compared when a study is continued: they do not change what a trial is.
-_MAY_DIFFER = {"uid", "name", "store_path", "space_name", "space_sha256", "space", "versions"}
+_MAY_DIFFER = {
+    "uid",
+    "name",
+    "store_path",
+    "space_name",
+    "space_sha256",
+    "space",
+    "versions",
+    "max_concurrent",
+    "window",
+}
+
+# Of studies that are older than the field.
+_BEFORE: dict[str, Any] = {
+    "degraded_views": (),
+    "objectives": {},
+    "pruner": PRUNER,
+    "grace_steps": GRACE_STEPS,
+    "reduction": REDUCTION,
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -78,10 +103,20 @@ class StudySpec:
     """The objective, a name of `selection.CRITERIA`."""
     seed: int
     max_concurrent: int
-    """Trials at a time."""
+    """Trials at a time when the study was created; a later run may choose another number up to `window`."""
     window: int
     """A suggestion waits for the results of all trials but the last `window - 1` (`suggestion`)."""
     sampler: str = SAMPLER
+    """A name of `suggestion.SAMPLERS`."""
+    objectives: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Where there are any, the sampler looks for the Pareto front of the mean AP of these groups of validation
+    generators; the criterion then only names one winner among all."""
+    pruner: str = PRUNER
+    """A name of `pruning.PRUNERS`."""
+    grace_steps: int = GRACE_STEPS
+    """Gradient steps before the first rung of the pruner."""
+    reduction: int = REDUCTION
+    """The pruner lets the best 1 / `reduction` go on from rung to rung."""
     format: int = SPEC_FORMAT
     versions: dict[str, str]
     """Library versions when the study was created."""
@@ -109,13 +144,14 @@ class StudySpec:
         """The inverse of `to_json`; `StudyError` for another format or other fields."""
         if not isinstance(content, dict) or content.get("format") != SPEC_FORMAT:
             raise StudyError(f"it is no study of format {SPEC_FORMAT}, which is what this release reads")
-        content = {"degraded_views": (), **content}  # studies that are older than the field have none
+        content = {**_BEFORE, **content}
         if wrong := sorted({item.name for item in fields(cls)} ^ content.keys()):
             raise StudyError(f"its fields are not those of a study: {', '.join(wrong)}")
         tuples = {
             key: tuple(value) for key, value in content.items() if key.endswith(("_generators", "_views"))
         }
-        return cls(**{**content, **tuples})
+        objectives = {name: tuple(group) for name, group in content["objectives"].items()}
+        return cls(**{**content, **tuples, "objectives": objectives})
 
 
 def study_path(workspace: Path | str, name: str) -> Path:
@@ -173,13 +209,18 @@ def freeze(spec: StudySpec, workspace: Path | str, *, write: bool = True) -> Stu
             f"The study {spec.name!r} exists and is another one: {'; '.join(differing)}. Ask for the same to "
             "continue it, or give this one another --study name."
         )
-    return replace(frozen, store_path=spec.store_path)
+    return replace(
+        frozen,
+        store_path=spec.store_path,
+        # more at a time than the window would only wait
+        max_concurrent=min(spec.max_concurrent, frozen.window),
+    )
 
 
 def _space_difference(frozen: StudySpec, asked: StudySpec) -> str:
     parts = []
-    for part in ("distributions", "defaults", "enqueued"):
-        old, new = frozen.space[part], asked.space[part]
+    for part in SEARCHED_PARTS:
+        old, new = frozen.space.get(part, {}), asked.space.get(part, {})
         if isinstance(old, dict) and old != new:
             keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
             parts.append(f"{part} of {', '.join(keys)}")
@@ -209,11 +250,18 @@ def make_spec(
     criterion: str | None = None,
     seed: int = 0,
     max_concurrent: int | None = None,
+    sampler: str = SAMPLER,
+    objectives: Mapping[str, Sequence[str]] | None = None,
+    pruner: str = PRUNER,
+    grace_steps: int = GRACE_STEPS,
+    reduction: int = REDUCTION,
+    layers: Sequence[str] | None = None,
 ) -> StudySpec:
     """A checked spec. Nothing is written.
 
     `test_generators` default to all that neither train nor choose, `criterion` to the best one that
-    the roles allow, `max_concurrent` to the existing study's, else to the CPUs of this machine.
+    the roles allow, `max_concurrent` to the existing study's, else to the CPUs of this machine. `layers` are searched
+    beside the fields of the space (`SearchSpace.over_layers`).
     `StudyError` or `InvalidConfig` for generators that the store does not have, roles that overlap, a
     set without both classes, and a criterion that may not or cannot be optimised.
     """
@@ -237,7 +285,13 @@ def make_spec(
     )
     criterion = criterion or default_criterion(roles)
     check_objective(criterion, roles)
-    _check_classes(store, roles)
+    check_classes(store, roles)
+    check_leaks(store, roles)
+    groups = {group: tuple(names) for group, names in (objectives or {}).items()}
+    check_objectives(groups, roles, sampler, pruner)
+    check_pruner(pruner, criterion, grace_steps, reduction)
+    if layers:
+        space = space.over_layers(list(dict.fromkeys(layers)))
 
     if max_concurrent is None:
         max_concurrent = earlier.max_concurrent if earlier else os.cpu_count() or 1
@@ -245,27 +299,7 @@ def make_spec(
         raise InvalidConfig(f"{max_concurrent} trials at a time were asked for; at least 1 is needed.")
     if seed < 0:
         raise InvalidConfig(f"The seed is {seed}; a whole number from 0 was expected.")
-    layers = {space.defaults.get("layer", "proj")}
-    if "layer" in space.distributions:
-        layers = set(getattr(space.distributions["layer"], "choices", ()))
-    if absent := sorted(layers - store.layers.keys()):
-        raise InvalidConfig(
-            f"The search space {space.name!r} asks for the layers {', '.join(absent)}, which the store "
-            f"{store.path} does not have; it has {', '.join(store.layers)}. Extract again with "
-            f"`--layers {','.join(sorted(layers | store.layers.keys()))}`, or change the space."
-        )
-    searched = space.distributions.get("views")
-    views = max(
-        space.defaults.get("views", 0),
-        *getattr(searched, "choices", [getattr(searched, "high", 0)]),
-        *(entry.get("views", 0) for entry in space.enqueued),
-    )
-    if absent := [view for view in map(augmented_view, range(views)) if view not in store.views]:
-        raise InvalidConfig(
-            f"The search space {space.name!r} trains on {views} augmented views, and the store {store.path} lacks "
-            f"{', '.join(absent)}. Make them with the same `causal-tune extract` and `--views {views}`, or "
-            "lower `views` in the space."
-        )
+    check_space(space, store)
     return StudySpec(
         name=name,
         uid=uuid.uuid4().hex,
@@ -284,45 +318,10 @@ def make_spec(
         # One at a time needs no slack; else half of the window may still be running while the
         # other half is being suggested, so that one slow trial does not idle the other workers.
         window=1 if max_concurrent == 1 else 2 * max_concurrent,
+        sampler=sampler,
+        objectives=groups,
+        pruner=pruner,
+        grace_steps=grace_steps,
+        reduction=reduction,
         versions=library_versions(),
     )
-
-
-def check_roles(chosen: Mapping[str, Sequence[str]], known: Sequence[str], where: str) -> None:
-    """`StudyError` where an option of `chosen` names what is not `known`, or a generator has two roles.
-
-    `where` says in the message what was searched: the store, or the index before it is encoded.
-    """
-    if not chosen["--train-generator"]:
-        raise StudyError(f"No --train-generator is named. In {where} there are: {', '.join(known)}.")
-    seen: dict[str, str] = {}
-    for option, names in chosen.items():
-        for generator in names:
-            if generator not in known:
-                raise StudyError(
-                    f"{option} names {generator!r}, which {where} does not have. It has: {', '.join(known)}."
-                )
-            if generator in seen:
-                raise StudyError(
-                    f"The generator {generator!r} is named by {seen[generator]} and by {option}; what trains "
-                    "or chooses cannot judge. Name it once."
-                )
-            seen[generator] = option
-
-
-def _check_classes(store: FeatureStore, roles: Roles) -> None:
-    parts = partition(
-        store.rows,
-        train_generators=roles.train_generators,
-        val_generators=roles.val_generators,
-        test_generators=roles.test_generators,
-    )
-    labels = store.rows["label"].to_numpy()
-    for generator in roles.val_generators:
-        present = set(np.unique(labels[parts.generators[generator]]).tolist())
-        if len(present) < 2:
-            raise StudyError(
-                f"The images that judge the validation generator {generator!r} are all "
-                f"{'generated' if present == {1} else 'real'}; its AP needs both classes. Add the other "
-                "class to the index, or name another of --val-generators."
-            )

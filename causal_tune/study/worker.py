@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,23 @@ from ray import tune
 from safetensors.torch import save_file
 
 from causal_tune.atomic import atomic_path
-from causal_tune.errors import TrialFailed
+from causal_tune.errors import TrialFailed, TrialPruned
 from causal_tune.features import StudyData, load_study_data
-from causal_tune.ledger import FAILED, FINISHED, TrialRecord, non_finite, trial_id
+from causal_tune.ledger import DUPLICATE, FAILED, FINISHED, PRUNED, TrialRecord, non_finite, trial_id
+from causal_tune.selection import CRITERIA, epoch_score
+from causal_tune.study.pruning import hopeless
 from causal_tune.study.spec import StudySpec, library_versions
-from causal_tune.training import TrialResult, train
+from causal_tune.training import Stop, TrialResult, train
 from causal_tune.trial import TrialConfig
 
-__all__ = ["TrialWorker", "Work", "failed_record", "run_trial", "train_on_store"]
+__all__ = ["TrialWorker", "Work", "duplicate_record", "failed_record", "run_trial", "train_on_store"]
 
-Work = Callable[[StudySpec, TrialConfig], TrialResult]
-"""What a trial does; `train_on_store` unless a caller brings another (a benchmark, a test)."""
+Work = Callable[..., TrialResult]
+"""What a trial does, from a `StudySpec` and a `TrialConfig`; `train_on_store` unless a caller brings another (a
+benchmark, a test). Where the study prunes it is given `stop` as well."""
 
 
-@lru_cache(maxsize=2)  # a space may search over layers; each is gathered into memory of its own
+@lru_cache(maxsize=12)  # a space may search over layers; what is large is a memory map that workers share
 def _study_data(
     store_path: str, train: Any, val: Any, test: Any, layer: str, views: int, degraded: Any
 ) -> StudyData:
@@ -41,18 +45,22 @@ def _study_data(
     )
 
 
-def train_on_store(spec: StudySpec, config: TrialConfig) -> TrialResult:
+def train_on_store(spec: StudySpec, config: TrialConfig, *, stop: Stop | None = None) -> TrialResult:
     """Train on the study's store, which a worker opens once however many trials it runs."""
-    data = _study_data(
-        spec.store_path,
-        spec.train_generators,
-        spec.val_generators,
-        spec.test_generators,
-        config.layer,
-        config.views,
-        spec.degraded_views,
-    )
-    return train(config, data)
+
+    def data(seen: tuple[str, ...], test: tuple[str, ...], degraded: tuple[str, ...] = ()) -> StudyData:
+        return _study_data(
+            spec.store_path, seen, spec.val_generators, test, config.layer, config.views, degraded
+        )
+
+    result = train(config, data(spec.train_generators, spec.test_generators, spec.degraded_views), stop=stop)
+    if not CRITERIA[spec.criterion].trains_without:
+        return result
+    left_out = {}
+    for name in spec.train_generators:
+        others = tuple(other for other in spec.train_generators if other != name)
+        left_out[name] = train(config, data(others, (name,))).generators[name]
+    return replace(result, left_out=left_out)
 
 
 def failed_record(number: int, config: Mapping[str, Any], reason: str) -> TrialRecord:
@@ -69,17 +77,44 @@ def failed_record(number: int, config: Mapping[str, Any], reason: str) -> TrialR
     )
 
 
+def duplicate_record(number: int, config: Mapping[str, Any], earlier: int) -> TrialRecord:
+    """The record of a trial that was not run, because an earlier one had its configuration."""
+    reason = f"its configuration is that of trial {earlier}"
+    return replace(failed_record(number, config, reason), state=DUPLICATE)
+
+
 def run_trial(
-    spec: StudySpec, number: int, config: Mapping[str, Any], checkpoints_path: Path, work: Work
+    spec: StudySpec,
+    number: int,
+    config: Mapping[str, Any],
+    checkpoints_path: Path,
+    work: Work,
+    limits: Mapping[int, float] | None = None,
 ) -> TrialRecord:
     """One trial, from its configuration to its record; whatever goes wrong becomes a failed record.
 
-    The head's state is on the disk before this returns, so a record never names a missing file.
+    The head's state is on the disk before this returns, so a record never names a missing file. `limits` are those of
+    the pruner (`pruning.cutoffs`).
     """
     started = time.time()
+    options: dict[str, Any] = {}
+    if limits:
+
+        def tells(epoch: Mapping[str, Any]) -> float | None:
+            return epoch_score(epoch, spec.criterion, spec.roles)
+
+        options["stop"] = lambda epochs: hopeless(epochs, limits, tells)
     try:
-        result = work(spec, TrialConfig.from_dict(config))
+        result = work(spec, TrialConfig.from_dict(config), **options)
         record = _finished_record(number, config, result, checkpoints_path, started)
+    except TrialPruned as error:
+        return replace(
+            failed_record(number, config, str(error)),
+            state=PRUNED,
+            epochs=[dict(epoch) for epoch in error.epochs],
+            steps=error.epochs[-1]["steps"],
+            timings={"trial_s": time.time() - started},
+        )
     except TrialFailed as error:
         return failed_record(number, config, str(error))
     except Exception as error:  # noqa: BLE001  the study goes on; the reason is in the ledger
@@ -109,6 +144,7 @@ def _finished_record(
         threshold=result.threshold,
         generators={generator: dict(metrics) for generator, metrics in result.generators.items()},
         perturbed={view: dict(metrics) for view, metrics in result.perturbed.items()},
+        left_out={name: dict(metrics) for name, metrics in result.left_out.items()},
         mask=dict(result.mask) if result.mask is not None else None,
         collapsed=result.collapsed,
         stopped_by=result.stopped_by,
@@ -145,7 +181,12 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray ships no types
     def step(self) -> dict[str, Any]:
         """Run the trial."""
         record = run_trial(
-            self._spec, self.config["number"], self.config["config"], self._checkpoints_path, self._work
+            self._spec,
+            self.config["number"],
+            self.config["config"],
+            self._checkpoints_path,
+            self._work,
+            self.config["limits"],
         )
         # as text: Ray Tune flattens nested results, and a generator's name may hold its separator
         return {"done": True, "record": json.dumps(record.to_json())}

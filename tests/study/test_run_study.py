@@ -9,13 +9,16 @@ import tiny
 from safetensors.torch import load_file
 
 from causal_tune.errors import InvalidConfig, StudyError, TrackingError
+from causal_tune.features import load_study_data
 from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.lock import owned
-from causal_tune.selection import best
+from causal_tune.selection import best, score
 from causal_tune.study.run import _Run, run_study
 from causal_tune.study.spec import study_path
 from causal_tune.study.worker import _study_data
+from causal_tune.training import train
+from causal_tune.trial import TrialConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -47,7 +50,7 @@ def test_every_trial_is_in_the_ledger_once_with_its_checkpoint(undisturbed):
 
 def test_nothing_of_ray_tune_is_left_in_the_study(undisturbed):
     names = {path.name for path in undisturbed.path.iterdir()}
-    assert names - {".lock"} == {"study.json", "trials", "checkpoints"}
+    assert names - {".lock"} == {"study.json", "trials", "checkpoints", "optuna.journal"}
 
 
 def test_a_checkpoint_scores_as_its_record_says(undisturbed):
@@ -96,6 +99,37 @@ def test_sigterm_stops_keeps_what_is_done_and_says_how_to_continue(tmp_path):
     assert f"was stopped: {done} of 200 trials" in stderr
     assert "Run the same command again" in stderr
     assert not list(trials_path.parent.glob(".tune-*"))
+
+
+def test_pruned_trials_are_the_same_whatever_ends_first(tmp_path):
+    space = tiny.small_space(max_epochs=12)
+    results = []
+    for name in ("one", "other"):
+        spec = tiny.make_tiny_spec(tmp_path / name, space=space, pruner="asha", grace_steps=4, reduction=2)
+        results.append(run_study(spec, num_trials=14, workspace=tmp_path / name, work=tiny.uneven))
+    assert substances(results[0].records) == substances(results[1].records)
+    pruned = [record for record in results[0].records if record.state == "pruned"]
+    assert pruned
+    assert results[0].num_failed == 0
+    for record in pruned:
+        assert record.steps < 24
+        assert record.epochs[-1]["steps"] == record.steps
+        assert "at step" in record.reason
+        assert record.checkpoint is None
+    assert results[0].best.finished
+
+
+def test_a_generator_that_is_left_out_is_judged_by_a_head_that_never_saw_it(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, train_generators=["latent", "progan"], val_generators=[])
+    assert spec.criterion == "leave_one_generator_out"
+    result = run_study(spec, num_trials=3, workspace=tmp_path)
+    for record in result.records:
+        assert record.left_out.keys() == {"latent", "progan"}
+        data = load_study_data(spec.store_path, train_generators=["latent"], test_generators=["progan"])
+        alone = train(TrialConfig.from_dict(record.config), data)
+        assert record.left_out["progan"] == alone.generators["progan"]
+    scores = [score(record, spec.criterion, spec.roles) for record in result.records]
+    assert score(result.best, spec.criterion, spec.roles) == max(scores)
 
 
 def test_a_worker_that_dies_is_retried_once(tmp_path):

@@ -2,11 +2,14 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.heads import HEADS
 from causal_tune.study.space import SearchSpace, contains, load_space, space_paths
+from causal_tune.study.suggestion import Suggester
 from causal_tune.trial import TrialConfig
 
 SIX = {"lambda1", "lambda2", "alpha", "beta", "tau", "p"}
@@ -24,7 +27,7 @@ def space(**changes):
     return SearchSpace(**{**values, **changes})
 
 
-CAUSAL = sorted(space_paths().keys() - (HEADS.keys() - {"causal"}) - {"ablation"})
+CAUSAL = sorted(space_paths().keys() - (HEADS.keys() - {"causal"}) - {"ablation", "heads"})
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -42,6 +45,80 @@ def test_every_other_head_has_a_space_of_its_own_settings_that_begins_with_its_d
     assert loaded.distributions.keys() == settings | {"normalisation"}
     assert loaded.defaults["head"] == name
     assert loaded.enqueued == ({},)
+
+
+def test_the_space_of_all_heads_searches_with_each_head_what_that_head_reads():
+    loaded = load_space("heads")
+    assert set(loaded.distributions["head"].choices) == HEADS.keys()
+    assert [entry.get("head", "linear") for entry in loaded.enqueued][:2] == ["linear", "causal"]
+    for head, part in HEADS.items():
+        active = {key for key in loaded.distributions if loaded.is_active(key, {"head": head})}
+        own = load_space("sd14" if head == "causal" else head).distributions.keys()
+        assert active - {"head", "normalisation", "learning_rate"} == own - {"normalisation", "learning_rate"}
+        assert active - {"head", "normalisation"} <= {
+            field.name for field in dataclasses.fields(part.Settings)
+        }
+
+
+CONDITIONAL = {
+    "distributions": {
+        "head": CategoricalDistribution(["causal", "linear"]),
+        "mask_scope": CategoricalDistribution(["instance", "none"]),
+        "tau": FloatDistribution(0.1, 2.0, log=True),
+    },
+    "defaults": {"head": "causal", "mask_scope": "instance", "tau": 0.5},
+    "enqueued": (),
+    "conditions": {"tau": {"mask_scope": ["instance"]}, "mask_scope": {"head": ["causal"]}},
+}
+
+
+def test_a_field_comes_after_those_that_its_conditions_read():
+    made = space(**CONDITIONAL)
+    assert made.order == ["head", "mask_scope", "tau"]
+    assert SearchSpace.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert made.sha256 != space(**{**CONDITIONAL, "conditions": {}}).sha256
+
+
+@given(st.integers(0, 2**20))
+def test_an_inactive_field_keeps_its_default_and_is_no_part_of_the_point(seed):
+    made = space(**CONDITIONAL)
+    suggester = Suggester(made, sampler="random", seed=seed, window=1)
+    config = suggester.suggest(0, {}, {})
+    point = made.searched(config)
+    expected = {"head"} | ({"mask_scope"} if config["head"] == "causal" else set())
+    if config["head"] == "causal" and config["mask_scope"] == "instance":
+        expected |= {"tau"}
+    assert point.keys() == expected
+    for name in made.distributions.keys() - expected:
+        assert config[name] == made.defaults[name]
+    off = "linear" if config["head"] == "causal" else "causal"
+    if off == "linear" and config["tau"] != 0.5:
+        assert made.searched({**config, "head": "linear"}) is None  # no such point: tau is not searched there
+
+
+@pytest.mark.parametrize(
+    ("conditions", "said"),
+    [
+        ({"tau": {"alpha": [0.1]}}, "names 'alpha', which SPACE does not search"),
+        ({"p": {"head": ["causal"]}}, "names 'p'"),
+        ({"tau": {"head": ["quadratic"]}}, "'quadratic', outside of"),
+        ({"tau": {"mask_scope": ["none"]}, "mask_scope": {"tau": [0.5]}}, "mask_scope, tau depend on each"),
+    ],
+)
+def test_a_condition_that_cannot_hold_is_named(conditions, said):
+    with pytest.raises(InvalidConfig, match=said):
+        space(**{**CONDITIONAL, "conditions": conditions})
+
+
+def test_layers_are_searched_beside_the_rest_or_fixed():
+    made = load_space("sd14")
+    assert made.over_layers(["proj"]) is made
+    assert made.over_layers(["cls@7"]).defaults["layer"] == "cls@7"
+    several = made.over_layers(["cls@7", "cls@9"])
+    assert several.distributions["layer"].choices == ("cls@7", "cls@9")
+    assert several.defaults["layer"] == "cls@7"
+    assert made.over_layers(["cls@7", "proj"]).defaults["layer"] == "proj"
+    assert several.over_layers(["proj"]).distributions == made.distributions
 
 
 @pytest.mark.parametrize("name", sorted(space_paths()))

@@ -1,12 +1,21 @@
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from optuna.distributions import CategoricalDistribution
+from safetensors.torch import load_file
 
 from causal_tune.errors import CausalTuneError, InvalidConfig, StudyError
+from causal_tune.heads import load_head
+from causal_tune.ledger import Ledger
+from causal_tune.selection import best
 from causal_tune.study.spec import freeze, make_spec, read_spec, study_path
+
+GROUPS = {"gans": ["cyclegan"], "diffusion": ["glide"]}
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,8 @@ def test_what_is_not_named_gets_the_best_default(workspace):
     assert spec.test_generators == ("glide", "progan")
     assert spec.criterion == "val_generators"
     assert spec_of(workspace, val_generators=[]).criterion == "train_domain"
+    several = spec_of(workspace, val_generators=[], train_generators=["latent", "glide"])
+    assert several.criterion == "leave_one_generator_out"
     assert spec.window == 2 * spec.max_concurrent
 
 
@@ -49,7 +60,8 @@ def test_the_same_spec_continues_and_keeps_its_identity(workspace, tmp_path):
         ({"seed": 7}, "seed is 0, now asked: 7"),
         ({"val_generators": ["glide"]}, "val_generators is cyclegan, now asked: glide"),
         ({"criterion": "worst_generator"}, "criterion is 'val_generators', now asked: 'worst_generator'"),
-        ({"max_concurrent": 3}, "max_concurrent is 2, now asked: 3"),
+        ({"sampler": "random"}, "sampler is 'tpe', now asked: 'random'"),
+        ({"pruner": "asha"}, "pruner is 'none', now asked: 'asha'"),
         ({"space": tiny.small_space(patience=3)}, "with other defaults of patience"),
     ],
 )
@@ -77,11 +89,61 @@ def test_a_differing_field_is_named_with_both_values_and_the_next_step(workspace
         ({"max_concurrent": 0}, "at least 1"),
         ({"seed": -1}, "from 0"),
         ({"space": tiny.small_space(layer="cls@7")}, "layers cls@7.*it has proj"),
+        ({"layers": ["proj", "cls@7"]}, "layers cls@7.*it has proj"),
+        ({"sampler": "bayes"}, "cmaes, gp, qmc, random, tpe"),
+        ({"pruner": "median"}, "asha, hyperband, none"),
+        ({"pruner": "asha", "grace_steps": 0}, "grace period is 0"),
+        ({"criterion": "leave_one_generator_out"}, "the study has 1"),
+        (
+            {
+                "train_generators": ["latent", "glide"],
+                "criterion": "leave_one_generator_out",
+                "pruner": "asha",
+            },
+            "at the end of a trial only",
+        ),
+        ({"objectives": {"gans": ["cyclegan"]}}, "two or more"),
+        ({"objectives": {"gans": ["cyclegan"], "other": ["glide"]}}, "'glide', which is no validation gen"),
+        (
+            {"objectives": GROUPS, "val_generators": ["cyclegan", "glide"], "sampler": "cmaes"},
+            "one objective",
+        ),
+        ({"objectives": GROUPS, "val_generators": ["cyclegan", "glide"], "pruner": "asha"}, "hopeless early"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_with_what_there_is(workspace, changes, said):
     with pytest.raises(CausalTuneError, match=said):
         spec_of(workspace, **changes)
+
+
+def test_more_at_a_time_than_the_window_would_only_wait(workspace):
+    freeze(spec_of(workspace, name="wider"), workspace)
+    later = freeze(spec_of(workspace, name="wider", max_concurrent=9), workspace)
+    assert (later.max_concurrent, later.window) == (4, 4)
+    assert freeze(spec_of(workspace, name="wider", max_concurrent=1), workspace).window == 4
+
+
+def test_an_image_on_both_sides_is_refused_and_named(tmp_path):
+    tiny.make_store(tmp_path / "store", copied=("/glide/1/3.png", "/latent/0/5.png"))
+    with pytest.raises(StudyError, match=r"1 of the 48 images that judge 'glide'.*/glide/1/3\.png") as error:
+        spec_of(tmp_path)
+    assert "causal-tune audit" in str(error.value)
+    assert spec_of(tmp_path, test_generators=["progan"]).test_generators == ("progan",)
+
+
+def test_a_study_of_the_first_format_opens(tmp_path):
+    stored = Path(__file__).parents[1] / "stored" / "study-format-1"
+    spec = read_spec(stored)
+    assert (spec.sampler, spec.pruner, spec.objectives, spec.window) == ("tpe", "none", {}, 4)
+    records = Ledger(stored / "trials").records()
+    assert [record.state for record in records] == ["finished"] * 3
+    assert best(records, spec.criterion, spec.roles).number in (0, 1, 2)
+    for record in records:
+        state = load_file(stored / "checkpoints" / record.checkpoint)
+        assert load_head(record.head_config, state).logits(torch.zeros(2, tiny.WIDTH)).shape == (2,)
+    # and is continued
+    shutil.copytree(stored, tmp_path / "studies" / "tiny")
+    assert freeze(spec_of(tmp_path), tmp_path).uid == spec.uid
 
 
 def test_a_searched_layer_has_to_be_in_the_store(workspace):

@@ -35,10 +35,12 @@ def make_store(
     seed: int = 0,
     index_sha256: str = "00",
     one_class: Mapping[str, int] | None = None,
+    copied: tuple[str, str] | None = None,
 ) -> FeatureStore:
     """Real and generated images differ in one dimension that all generators share and one of their own.
 
-    `one_class` names generators that only have images of that label.
+    `one_class` names generators that only have images of that label; the first path of `copied` has the bytes of
+    the second.
     """
     rng = np.random.default_rng(seed)
     rows, features = [], []
@@ -52,6 +54,9 @@ def make_store(
                 features.append(value)
                 digest = f"{rng.integers(2**32):08x}{len(rows):056x}"
                 rows.append((f"/{generator}/{label}/{image}.png", label, generator, digest))
+    if copied:
+        digests = {row[0]: row[3] for row in rows}
+        rows = [(*row[:3], digests[copied[1]] if row[0] == copied[0] else row[3]) for row in rows]
     spec = StoreSpec(
         encoder={"name": "synthetic", "layers": ["proj"]},
         preprocessing="none",
@@ -114,10 +119,10 @@ def substance(record: TrialRecord) -> dict[str, Any]:
     return content
 
 
-def uneven(spec: StudySpec, config: TrialConfig) -> TrialResult:
+def uneven(spec: StudySpec, config: TrialConfig, **options: Any) -> TrialResult:
     """The real trial, ending after a time that differs from run to run."""
     time.sleep(random.random() * 0.4)
-    return train_on_store(spec, config)
+    return train_on_store(spec, config, **options)
 
 
 def moody(spec: StudySpec, config: TrialConfig) -> TrialResult:
