@@ -13,6 +13,9 @@ from causal_tune.encoders import ENCODERS
 from causal_tune.heads import HEADS
 from causal_tune.images.layouts import LAYOUTS
 from causal_tune.selection import CRITERIA
+from causal_tune.study.pruning import PRUNERS
+from causal_tune.study.space import space_paths
+from causal_tune.study.suggestion import SAMPLERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -61,6 +64,9 @@ def test_every_command_layout_and_target_is_documented() -> None:
     assert all(f"make {target}" in readme for target in ("demo", "test", "lint", "bench"))
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert all(f"`{name}`" in changelog for name in (*CRITERIA, *HEADS))
+    study = (ROOT / "docs" / "study.md").read_text()
+    plain_criteria = [name for name in CRITERIA if not name.endswith("_uncollapsed")]
+    assert all(f"`{name}`" in study for name in (*SAMPLERS, *PRUNERS, *plain_criteria, *space_paths()))
     assert all(name in TEXT for name in ENCODERS if name == "vit-b-16-int8")
 
 
