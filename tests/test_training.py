@@ -145,7 +145,7 @@ def test_batches_are_of_one_size_and_a_pass_shows_no_row_twice(monkeypatch):
 def test_epoch_records_are_flat_json_with_losses_metrics_and_mask():
     result = train(FAST, study_data())
     assert json.loads(json.dumps(result.epochs, allow_nan=False)) == result.epochs
-    expected = {"epoch", "steps", "time_s", "validation/loss", "validation/ap", "validation/accuracy"}
+    expected = {"epoch", "kept", "steps", "time_s", "validation/loss", "validation/ap", "validation/accuracy"}
     expected |= {f"generator_ap/{name}" for name in ("near", "far", "fake")}
     terms = ("total", "classification", "adversarial", "sparsity", "hsic", "invariance")
     expected |= {f"loss/{name}" for name in terms}
