@@ -1,7 +1,6 @@
 """One trial: train one head on fixed features, stop early, measure it on every generator."""
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -27,10 +26,6 @@ COLLAPSED_ZEROS = 0.01
 """A mask whose mean is below this lets nothing through."""
 _EXPLODED = 1e4
 """A cross-entropy or divergence this large (in nats) has left the range in which anything is learnt."""
-
-_COMPILE_STEPS = 50_000
-"""Steps from which on a causal head's step is compiled. Compiling took 18-35 s and saved 1-3 ms of a step of
-40 ms (float32, one thread, d = 768), so it pays after 6,000 to 35,000 steps, and early stopping may end sooner."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +110,6 @@ def train(
         train_features.shape[1],
         torch.Generator().manual_seed(start_seed),
         device=device,
-        most_steps=config.max_epochs * num_passes * num_batches,
     )
     trainer = head.trainer(noise) if isinstance(head, SteppedHead) else None
 
@@ -216,15 +210,11 @@ def train(
     )
 
 
-def _new_head(
-    config: TrialConfig, width: int, generator: torch.Generator, *, device: str, most_steps: int
-) -> Head:
+def _new_head(config: TrialConfig, width: int, generator: torch.Generator, *, device: str) -> Head:
     known = {field.name for field in fields(HEADS[config.head].Settings)}
     settings = {name: value for name, value in config.to_dict().items() if name in known}
     if settings.get("precision") == "auto":
         settings["precision"] = "bfloat16" if has_bfloat16(torch.device(device)) else "float32"
-    if "compiled" in known:
-        settings["compiled"] = most_steps >= _COMPILE_STEPS and shutil.which("g++") is not None
     head: Head = build_head(config.head, width, settings, generator).to(device)
     return head
 

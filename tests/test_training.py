@@ -366,21 +366,3 @@ def test_precision_follows_the_processor_and_is_written_down():
     for precision in ("float32", "bfloat16"):
         result = train(replace(config, precision=precision), study_data())
         assert result.head_config["precision"] == precision
-
-
-def test_only_a_long_training_is_compiled(monkeypatch):
-    seen = []
-    build = training.build_head
-
-    def watched(name, width, settings, generator):
-        seen.append(settings["compiled"])
-        return build(name, width, {**settings, "compiled": False}, generator)
-
-    monkeypatch.setattr(training, "build_head", watched)
-    monkeypatch.setattr(training.shutil, "which", lambda name: "/usr/bin/" + name)
-    monkeypatch.setattr(training, "_COMPILE_STEPS", 8)
-    train(replace(FAST, max_epochs=1, min_epoch_steps=7), study_data())
-    train(replace(FAST, max_epochs=2, min_epoch_steps=4), study_data())
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
-    train(replace(FAST, max_epochs=2, min_epoch_steps=4), study_data())
-    assert seen == [False, True, False]

@@ -89,8 +89,6 @@ class CausalSettings:
     """Whether the counterfactual divides by 1 - p, as dropout does; the paper does not."""
     precision: str = "float32"
     """Of the matrix products in training: `float32`, or `bfloat16` over float32 parameters."""
-    compiled: bool = False
-    """Whether a training step is compiled by `torch.compile`, which takes about half a minute."""
     evaluation_mask: str = "expected"
     """A name of `mask.EVALUATION_MASKS`: the mask that images are scored with."""
     evaluation_quantiles: int = 32

@@ -74,7 +74,10 @@ def load_head(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Scorer:
 
     It takes the encoder's features and normalises them itself, if it was trained on normalised ones.
     """
-    head = build_head(config["head"], config["width"], config)
+    known = {
+        name: value for name, value in config.items() if name != "compiled"
+    }  # an option that there was once
+    head = build_head(config["head"], config["width"], known)
     prefix = "normaliser."
     head.load_state_dict({name: value for name, value in state.items() if not name.startswith(prefix)})
     normaliser = Normaliser(config.get("normalisation", "none"), config["width"])

@@ -181,7 +181,7 @@ def test_settings_are_trial_fields_or_have_defaults(name):
     """Every hyperparameter that a head needs can be searched."""
     trial = {field.name for field in fields(TrialConfig)}
     missing = {field.name for field in fields(HEADS[name].Settings)} - trial
-    assert missing <= {"evaluation_quantiles", "compiled"}
+    assert missing <= {"evaluation_quantiles"}
 
 
 @every_head
