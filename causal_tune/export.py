@@ -13,8 +13,10 @@ from causal_tune.atomic import atomic_directory, write_json, write_text
 from causal_tune.detector import DETECTOR_FORMAT, Detector, load_detector
 from causal_tune.errors import DetectorError, StudyError
 from causal_tune.features import FeatureStore
-from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, best, score
+from causal_tune.study.finalists import read_finalists, representative
+from causal_tune.study.scores import checkpoint_bytes
 from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["export_detector", "role_of"]
@@ -23,19 +25,30 @@ __all__ = ["export_detector", "role_of"]
 def export_detector(study_path: Path, folder: Path, *, criterion: str | None = None) -> Detector:
     """Write the winner of a study by `criterion` (default: the study's own) to `folder`; the whole or nothing.
 
+    Where the study has finalists and no `criterion` is asked for, it is the configuration that they chose, in the best
+    of its trainings by the criterion.
+
     An existing detector in `folder` is replaced; anything else there is refused. Raises `StudyError`
     where no trial can be chosen or its checkpoint is missing or damaged, `StoreError` where the study's
     store is gone: the detector would not know its encoder.
     """
     spec = read_spec(study_path)
+    records = Ledger(study_path / "trials").records()
+    finalists = None if criterion else read_finalists(study_path, len(records))
+    command = f"causal-tune export {spec.name}" + (f" --criterion {criterion}" if criterion else "")
     criterion = criterion or spec.criterion
-    winner = best(Ledger(study_path / "trials").records(), criterion, spec.roles)
+    if finalists:
+        study_path = study_path.parent / finalists["study_of_finalists"]
+        spec = read_spec(study_path)
+        winner = representative(finalists, Ledger(study_path / "trials").records(), spec)
+    else:
+        winner = best(records, criterion, spec.roles)
     if winner.collapsed:
         raise StudyError(
             f"The winner {winner.id} has a collapsed mask (all ones or all zeros): it is no causal head. "
             "Narrow lambda1 and alpha in the search space and run a study under another name."
         )
-    state = load_safetensors(_checkpoint_bytes(study_path, winner))
+    state = load_safetensors(checkpoint_bytes(study_path, winner))
     data = save_safetensors({name: tensor.contiguous() for name, tensor in state.items()})
     store = FeatureStore(spec.store_path)
     if store.fingerprint != spec.store_fingerprint:
@@ -69,7 +82,8 @@ def export_detector(study_path: Path, folder: Path, *, criterion: str | None = N
             "test_generators": list(spec.test_generators),
             "store_fingerprint": spec.store_fingerprint,
             "index_sha256": store.description["index_sha256"],
-            "command": f"causal-tune export {spec.name} --criterion {criterion}",
+            "finalists": finalists["verdict"] if finalists else None,
+            "command": command,
             "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {"causal-tune": __version__, **winner.versions},
         },
@@ -81,25 +95,6 @@ def export_detector(study_path: Path, folder: Path, *, criterion: str | None = N
     return load_detector(folder)
 
 
-def _checkpoint_bytes(study_path: Path, record: TrialRecord) -> bytes:
-    path = study_path / "checkpoints" / str(record.checkpoint)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StudyError(
-            f"The checkpoint of trial {record.id} cannot be read: {error}. Delete "
-            f"{study_path / 'trials' / (record.id + '.json')} and run the same `causal-tune tune`: "
-            "the trial is run again."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != record.checkpoint_sha256:
-        raise StudyError(
-            f"{path} is not the file that trial {record.id} wrote (its sha256 differs). Delete "
-            f"{study_path / 'trials' / (record.id + '.json')} and run the same `causal-tune tune`: "
-            "the trial is run again."
-        )
-    return data
-
-
 def role_of(generator: str, spec: StudySpec) -> str:
     """`trained on`, `chosen by` or `test`: what a generator was to the study."""
     if generator in spec.train_generators:
@@ -109,6 +104,12 @@ def role_of(generator: str, spec: StudySpec) -> str:
 
 def _rate(value: float | None) -> str:
     return "undefined (one class)" if value is None else f"{100 * value:.2f}"
+
+
+def _how_sure(provenance: dict[str, Any]) -> str:
+    if not provenance["finalists"]:
+        return ", the best of a search and so flattered by it"
+    return ". " + str(provenance["finalists"]["reason"]).rstrip(".")
 
 
 def _model_card(description: dict[str, Any], spec: StudySpec) -> str:
@@ -154,7 +155,7 @@ optimistic. With n images of a class, an accuracy is known to about +-100/sqrt(n
 ## Where it comes from
 
 Study `{provenance["study"]}`, trial `{provenance["trial"]}`, criterion `{provenance["criterion"]}` =
-{_rate(provenance["criterion_value"])}; store `{provenance["store_fingerprint"]}`, index
+{_rate(provenance["criterion_value"])}{_how_sure(provenance)}; store `{provenance["store_fingerprint"]}`, index
 `{provenance["index_sha256"][:12]}`; causal-tune {provenance["versions"]["causal-tune"]}.
 
 {settings}

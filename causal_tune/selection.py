@@ -33,6 +33,7 @@ __all__ = [
     "rank",
     "saturated",
     "score",
+    "simplicity",
 ]
 
 
@@ -160,6 +161,20 @@ def default_criterion(roles: Roles) -> str:
     if len(roles.train_generators) > 1:
         return "leave_one_generator_out"
     return "perturbed_val" if roles.degraded_views else "train_domain"
+
+
+def simplicity(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How simple a configuration is, for ties; lower is simpler: first the head, then the terms of CausalCLIP at work.
+
+    >>> simplicity({"head": "linear"}) < simplicity({"head": "causal", "mask_scope": "none", "beta": 0})
+    True
+    """
+    head = config.get("head")
+    place = _SIMPLEST_FIRST.index(head) if head in _SIMPLEST_FIRST else len(_SIMPLEST_FIRST)
+    masked = head == "causal" and config.get("mask_scope") != "none"
+    weights = ("lambda1", "lambda2", "alpha") if masked else ()
+    terms = [masked, head == "causal" and config.get("beta", 0) > 0 and config.get("p", 0) > 0]
+    return place, sum(map(bool, terms)) + sum(config.get(name, 0) > 0 for name in weights)
 
 
 def plain(name: str) -> str:
@@ -317,9 +332,7 @@ def rank(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> list[t
 
     def order(item: tuple[TrialRecord, float]) -> tuple[float, int, int]:
         record, value = item
-        head = record.config.get("head")
-        place = _SIMPLEST_FIRST.index(head) if head in _SIMPLEST_FIRST else len(_SIMPLEST_FIRST)
-        return (-value, place, record.number)
+        return (-value, simplicity(record.config)[0], record.number)
 
     return sorted(kept, key=order)
 

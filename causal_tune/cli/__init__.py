@@ -23,6 +23,7 @@ COMMANDS = {
     "stores": ("stores", "List, merge and clear the feature stores of a workspace."),
     "tune": ("tune", "Create, continue or extend a study."),
     "leaderboard": ("leaderboard", "Show the best trials of a study."),
+    "finalists": ("finalists", "Train the best again on fresh seeds: winner, or tie."),
     "export": ("export", "Export a study's winner as a detector."),
     "evaluate": ("evaluate", "Judge a detector on labelled images."),
     "predict": ("predict", "Score images with a detector."),

@@ -1,0 +1,258 @@
+"""`finalists`: the best configurations of a study, again on fresh seeds, with intervals and a verdict."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from causal_tune.atomic import write_json
+from causal_tune.cli.output import emit, json_option, out, percent, table, under_workspace, workspace_option
+from causal_tune.cli.tune import run_tune
+from causal_tune.errors import StudyError, WorkFailed
+from causal_tune.ledger import Ledger
+from causal_tune.selection import rank
+from causal_tune.study.finalists import (
+    FINALISTS,
+    MAX_SEEDS,
+    PROBE,
+    TERMS,
+    Candidate,
+    candidates_of,
+    compare,
+    compare_terms,
+    probe_space,
+    repeat_space,
+    terms_of,
+)
+from causal_tune.study.run import StudyResult
+from causal_tune.study.space import SearchSpace
+from causal_tune.study.spec import StudySpec, read_spec
+
+__all__ = ["finalists_command", "run_finalists", "show_finalists"]
+
+
+def run_finalists(
+    study_path: Path,
+    *,
+    workspace: Path,
+    top: int,
+    num_seeds: int,
+    with_terms: bool,
+    **running: Any,
+) -> dict[str, Any]:
+    """Train the finalists, the probe and the winner's arms, and write `finalists.json`; its content.
+
+    Each stage is a study of its own beside the search (`<study>.probe`, `<study>.finalists-<digest>`,
+    `<study>.terms-<digest>`), so what is killed is continued, and what is there is not trained again. `running` are
+    `tracking_uri`, `address` and `max_concurrent`.
+    """
+    spec = read_spec(study_path)
+    records = Ledger(study_path / "trials").records()
+    candidates = candidates_of(spec, records, top)
+
+    def study(kind: str, space: SearchSpace, trials: int) -> StudyResult:
+        return run_tune(
+            workspace=workspace,
+            store=Path(spec.store_path),
+            study=f"{spec.name}.{kind}",
+            space=space,
+            trials=trials,
+            train_generators=spec.train_generators,
+            val_generators=spec.val_generators,
+            test_generators=spec.test_generators,
+            criterion=spec.criterion,
+            seed=spec.seed,
+            **running,
+        )[0]
+
+    probe = study(PROBE, probe_space(spec), len(records))
+    ranked = rank(probe.records, spec.criterion, spec.roles)
+    if not ranked:
+        raise StudyError(
+            f"No trial of {probe.spec.name} can be chosen by {spec.criterion!r}: there is no probe."
+        )
+    candidates.append(Candidate(PROBE, ranked[0][0].config, ranked[0][1]))
+
+    again = study(
+        f"finalists-{_digest(candidates)}",
+        repeat_space("finalists", candidates, spec.seed),
+        len(candidates) * num_seeds,
+    )
+    document, trained = compare(
+        spec,
+        candidates,
+        repeats=(again.path, again.spec, again.records),
+        probe={"study": probe.spec.name, "trials": len(probe.records), "search_trials": len(records)},
+    )
+    document["terms"] = []
+    best = max(
+        (one for one in trained if one.candidate.name != PROBE), key=lambda one: sum(one.values.values())
+    )
+    terms = terms_of(best.candidate, _default_layer(spec))
+    if with_terms and terms:
+        arms = study(
+            f"terms-{_digest([best.candidate, *terms])}",
+            repeat_space("terms", terms, spec.seed),
+            len(terms) * num_seeds,
+        )
+        by_probe = [pair for pair in document["paired"] if PROBE in (pair["a"], pair["b"])]
+        gain = by_probe[0]["difference"] if by_probe and by_probe[0]["a"] == best.candidate.name else None
+        document["terms_of"] = best.candidate.name
+        document["terms"] = compare_terms(
+            spec, best, terms, repeats=(arms.path, arms.spec, arms.records), gain=gain
+        )
+    words = ["causal-tune", "finalists", spec.name, "--top", str(top), "--seeds", str(num_seeds)]
+    document["command"] = shlex.join(words + ([] if with_terms else ["--no-terms"]))
+    write_json(study_path / FINALISTS, document)
+    return document
+
+
+def _digest(candidates: Sequence[Candidate]) -> str:
+    """Of which configurations they are: a search that was extended has other finalists, in another study."""
+    return hashlib.sha256(json.dumps(sorted(one.key for one in candidates)).encode()).hexdigest()[:6]
+
+
+def _default_layer(spec: StudySpec) -> str:
+    return str(spec.search_space().defaults.get("layer", "proj"))
+
+
+def show_finalists(document: Mapping[str, Any], tests: Sequence[str]) -> None:
+    """The verdict, the finalists with their intervals, the paired comparisons, and what each term brings."""
+    rows = [*document["finalists"], *([document["probe"]] if document["probe"] else [])]
+    place = {row["name"]: number for number, row in enumerate(rows, start=1)}
+
+    def label(name: str) -> str:
+        return name if name == PROBE else f"#{place.get(name, '?')}"
+
+    lines = []
+    for row in rows:
+        config = row["config"]
+        lines.append(
+            [
+                label(row["name"]),
+                row["name"] if row["name"] != PROBE else "tuned linear probe",
+                config["head"],
+                config["layer"],
+                percent(row["search_score"]),
+                percent(row["mean"]),
+                _span(row["interval"] or _ends(row["over_seeds"])),
+                *([_mean_cell(row["test_mean"])] if tests else []),
+                str(row["num_collapsed"]),
+            ]
+        )
+    columns = ["", "configuration<", "head<", "layer<", "in the search*", document["criterion"], "95 %"]
+    columns += [*(["mean test AP**"] if tests else []), "collapsed"]
+    out.print(
+        table(f"Finalists of {document['study']}, {len(document['seeds'])} fresh seeds", columns, lines)
+    )
+    pairs = [
+        [
+            f"{label(pair['a'])} - {label(pair['b'])}",
+            f"{100 * pair['difference']:+.2f}",
+            _span(pair["interval"], signed=True),
+            "-" if pair["p"] is None else f"{pair['p']:.3f}",
+            pair["covers"],
+        ]
+        for pair in document["paired"]
+    ]
+    if pairs:
+        level = f"{100 * document['paired'][0]['level']:.1f} %"
+        out.print(table("Differences, paired", ["pair", "points", level, "p", "covers<"], pairs))
+    if document["terms"]:
+        terms = [
+            [
+                row["term"],
+                TERMS[row["term"]][0],
+                "failed" if "failed" in row else f"{100 * row['difference']:+.2f}",
+                "-" if "failed" in row else _span(row["interval"], signed=True),
+                "-" if row.get("share") is None else f"{100 * row['share']:.0f} %",
+                *([_mean_cell(row.get("test_difference"), signed=True)] if tests else []),
+            ]
+            for row in document["terms"]
+        ]
+        columns = ["term", "off<", "it brings", "95 %", "of the gain", *(["in test AP**"] if tests else [])]
+        out.print(table(f"What each term of {label(document['terms_of'])} brings", columns, terms))
+    out.print(
+        "Percent. * optimistic: they were chosen for it. ** reported only: test generators never choose."
+    )
+    for name in document["failed"]:
+        out.print(f"{name} finished no trial.", markup=False)
+    verdict = document["verdict"]
+    out.print(("Winner: " if verdict["winner"] else "Verdict: ") + verdict["reason"], markup=False)
+
+
+def _ends(interval: Mapping[str, Any]) -> list[float] | None:
+    return None if interval["low"] is None else [interval["low"], interval["high"]]
+
+
+def _span(interval: Sequence[float] | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return "-"
+    low, high = (100 * value for value in interval)
+    return f"{low:+.2f} .. {high:+.2f}" if signed else f"{low:.2f} .. {high:.2f}"
+
+
+def _mean_cell(interval: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return "-"
+    mean = f"{100 * interval['mean']:+.2f}" if signed else percent(interval["mean"])
+    half = interval["high"]
+    return mean if half is None else f"{mean} ± {100 * (half - interval['mean']):.2f}"
+
+
+@click.command("finalists", epilog="Example: causal-tune finalists real --top 3 --seeds 5")
+@click.argument("study")
+@click.option(
+    "--top", type=click.IntRange(1, 20), default=3, show_default=True, help="Configurations of the search."
+)
+@click.option(
+    "--seeds",
+    "num_seeds",
+    type=click.IntRange(1, MAX_SEEDS),
+    default=5,
+    show_default=True,
+    help="Trainings of each.",
+)
+@click.option(
+    "--terms/--no-terms",
+    "with_terms",
+    default=True,
+    show_default=True,
+    help="Whether each term of the best is also switched off alone.",
+)
+@click.option("--max-concurrent", type=click.IntRange(1), help="Trials at a time. [default: the CPUs]")
+@click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]")
+@click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
+@workspace_option
+@json_option
+def finalists_command(
+    study: str,
+    top: int,
+    num_seeds: int,
+    with_terms: bool,
+    workspace: Path,
+    as_json: bool,
+    **running: Any,
+) -> None:
+    """Train the best configurations of STUDY again on fresh seeds, beside a tuned linear probe: winner or tie."""
+    path = under_workspace(workspace, "studies", study)
+    spec = read_spec(path)
+    document = run_finalists(
+        path, workspace=workspace, top=top, num_seeds=num_seeds, with_terms=with_terms, **running
+    )
+
+    def show() -> None:
+        show_finalists(document, spec.test_generators)
+        out.print(f"Written: {path / FINALISTS}", soft_wrap=True)
+        out.print(f"Next: causal-tune export {spec.name}", soft_wrap=True)
+
+    emit(as_json, document, show)
+    if document["failed"]:
+        raise WorkFailed(
+            f"{len(document['failed'])} of the finalists finished no trial; the reasons are in the ledger of "
+            f"{document['study_of_finalists']}."
+        )
