@@ -2,11 +2,16 @@
 
     detectors/<name>/
         model.safetensors  the head's tensors
-        detector.json      head, layer, encoder with weights hash, preprocessing, threshold, label map,
+        detector.json      head, layer, encoder with weights hash, preprocessing, calibration, threshold, label map,
                            metrics and provenance
         README.md          the model card
 
-A score is the head's probability that an image is generated. Nothing in the folder is a pickle.
+    detector = load_detector("detectors/real")
+    detector.score_image("photo.jpg")
+
+A score is the head's own: the sigmoid of its logit. A probability is what calibration makes of it, and a verdict
+says `unsure` where validation images of both classes, or of neither, are found. Nothing in the folder is a pickle,
+and nothing here needs Ray.
 """
 
 import hashlib
@@ -21,20 +26,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 from safetensors.torch import load as load_safetensors
 
+from causal_tune.calibration import IDENTITY, Platt
 from causal_tune.clip import ClipEncoder, EncoderDescription, describe_encoder, load_encoder
 from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnknownName, UnreadableImage
 from causal_tune.fidelity import fidelity_of
-from causal_tune.heads import load_head
-from causal_tune.images.decode import read_crop
+from causal_tune.heads import Scorer, load_head
+from causal_tune.images.decode import crop_image, decode_crop, read_crop
 from causal_tune.images.isolated import isolated
 from causal_tune.images.preprocessing import Preprocessing
 
-__all__ = ["DETECTOR_FORMAT", "Detector", "Scored", "load_detector"]
+__all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "Scored", "load_detector"]
 
-DETECTOR_FORMAT = 1
+DETECTOR_FORMAT = 2
+UNSURE = "unsure"
+
+Imagelike = str | os.PathLike[str] | bytes | Image.Image
+"""A path or URI, the bytes of an image file, or a picture that Pillow has opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a detector says of one image."""
+
+    score: float
+    """Sigmoid of the head's logit, in [0, 1]: the higher, the more the image looks generated to this head."""
+    probability: float
+    """The calibrated probability that it is generated, at the share of generated images of the validation data."""
+    verdict: str
+    """`real`, `generated` or `unsure`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,9 +67,9 @@ class Scored:
     path: str
     """Bytes of a name that are not UTF-8 are shown as `\\xff`: tables of scores hold text."""
     score: float | None
-    """Probability that the image is generated, in [0, 1]."""
+    """As in `Score`."""
+    probability: float | None
     verdict: str | None
-    """`generated` where the score reaches the detector's threshold, else `real`."""
     reason: str | None
 
 
@@ -56,8 +79,13 @@ class Detector:
     def __init__(self, description: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
         self.description = description
         self.layer: str = description["layer"]
-        self.threshold: float = description["threshold"]["value"]
-        self._head = load_head(description["head"], state)
+        self.head: Scorer = load_head(description["head"], state)
+        calibration = description["calibration"]
+        self.calibration = (
+            Platt(slope=calibration["slope"], offset=calibration["offset"]) if calibration else IDENTITY
+        )
+        self._real_below: float = description["unsure"]["low"]["logit"]
+        self._generated_from: float = description["unsure"]["high"]["logit"]
         self._encoder: ClipEncoder | None = None
         self.notes: list[str] = []
         """What a user should know of this machine's encoder against that of the training; filled by `encoder`."""
@@ -67,18 +95,64 @@ class Detector:
         """The detector's name."""
         return str(self.description["name"])
 
+    @property
+    def threshold(self) -> float:
+        """The score from which on at most the wished share of real images lies (`description["threshold"]`)."""
+        return float(self.description["threshold"]["score"])
+
+    def score_image(self, image: Imagelike) -> Score:
+        """What the detector says of one image. `UnreadableImage` where it cannot be decoded completely."""
+        return self.score_batch([image])[0]
+
+    def score_batch(self, images: Sequence[Imagelike]) -> list[Score]:
+        """One `Score` an image, in order; `UnreadableImage` names the first that cannot be decoded.
+
+        Decodes in this process: files of strangers are better given to `causal-tune predict` or `serve`.
+        """
+        crops = []
+        for number, image in enumerate(images):
+            try:
+                crops.append(self._crop(image))
+            except UnreadableImage as error:
+                where = f"image {number} of {len(images)}: " if len(images) > 1 else ""
+                raise UnreadableImage(f"{where}{error}") from error
+        return self.score_crops(np.stack(crops)) if crops else []
+
+    def score_crops(self, crops: NDArray[np.uint8]) -> list[Score]:
+        """One `Score` a crop of uint8 [n, 224, 224, 3], made by this detector's `preprocessing`."""
+        return self.scores(self.logits(self.encoder().encode(crops)[self.layer]))
+
+    def scores(self, logits: ArrayLike) -> list[Score]:
+        """Logits [n] as scores, probabilities and verdicts."""
+        values = np.asarray(logits, np.float32)
+        raw = torch.sigmoid(torch.from_numpy(values)).tolist()
+        probabilities = self.calibration.probabilities(values).tolist()
+        return [
+            Score(score=score, probability=probability, verdict=self.verdict(logit))
+            for score, probability, logit in zip(raw, probabilities, values.tolist(), strict=True)
+        ]
+
+    def verdict(self, logit: float) -> str:
+        """`real`, `generated` or `unsure`, by the detector's cuts."""
+        if logit >= self._generated_from:
+            return str(self.description["labels"]["1"])
+        return str(self.description["labels"]["0"]) if logit < self._real_below else UNSURE
+
     def score_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores [n] of features [n, d] of this detector's layer and encoder."""
         return torch.sigmoid(torch.from_numpy(self.logits(features))).numpy()
 
     def logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log odds [n] of features [n, d]: scores before the sigmoid."""
+        """Logits [n] of features [n, d]: scores before the sigmoid."""
         with torch.inference_mode():
-            return self._head.logits(torch.from_numpy(np.ascontiguousarray(features))).numpy()
+            return self.head.logits(torch.from_numpy(np.ascontiguousarray(features))).numpy()
 
-    def verdict(self, score: float) -> str:
-        """`generated` or `real`, by the detector's threshold."""
-        return str(self.description["labels"]["1" if score >= self.threshold else "0"])
+    def _crop(self, image: Imagelike) -> NDArray[np.uint8]:
+        if isinstance(image, bytes):
+            return decode_crop(image, self.preprocessing)
+        if isinstance(image, Image.Image):
+            return crop_image(image, self.preprocessing)
+        return read_crop(image, self.preprocessing)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -128,7 +202,8 @@ class Detector:
 
     def score_images(self, paths: Iterable[Path], *, batch_size: int = 64) -> Iterator[Scored]:
         """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
-        preprocessing, encoder = self.preprocessing, self.encoder()
+        preprocessing = self.preprocessing
+        self.encoder()  # loads before any image is read
         remaining = iter(paths)
         with ThreadPoolExecutor(max_workers=1) as reader:  # it only waits: a child process decodes
 
@@ -142,15 +217,20 @@ class Detector:
                 batch = list(zip(chosen, ahead.result(), strict=True))
                 chosen, ahead = read_next()
                 crops = [crop for _, crop in batch if not isinstance(crop, UnreadableImage)]
-                values = self.score_features(encoder.encode(np.stack(crops))[self.layer]) if crops else None
-                scores: Iterator[float] = iter(() if values is None else values.tolist())
+                scores = iter(self.score_crops(np.stack(crops)) if crops else ())
                 for path, crop in batch:
                     if isinstance(crop, UnreadableImage):
-                        yield Scored(path=_as_text(path), score=None, verdict=None, reason=str(crop))
-                    else:
-                        score = next(scores)
                         yield Scored(
-                            path=_as_text(path), score=score, verdict=self.verdict(score), reason=None
+                            path=_as_text(path), score=None, probability=None, verdict=None, reason=str(crop)
+                        )
+                    else:
+                        one = next(scores)
+                        yield Scored(
+                            path=_as_text(path),
+                            score=one.score,
+                            probability=one.probability,
+                            verdict=one.verdict,
+                            reason=None,
                         )
 
 
@@ -172,10 +252,22 @@ def _notes(found: EncoderDescription, wanted: dict[str, Any]) -> list[str]:
     return notes
 
 
+def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 as format 2: it had one threshold on scores, and neither calibration nor a band."""
+    if description["format"] == DETECTOR_FORMAT:
+        return description
+    old = description["threshold"]
+    score = float(old["value"])
+    cut = {"logit": float(np.log(score) - np.log1p(-score)), "score": score, "probability": score}
+    threshold = {**cut, "wished_fpr": None, "provenance": old["provenance"]}
+    unsure = {"low": cut, "high": cut, "provenance": "none: exported before there was a band"}
+    return {**description, "format": DETECTOR_FORMAT, "threshold": threshold, "unsure": unsure}
+
+
 def load_detector(path: Path | str) -> Detector:
     """The detector in the folder `path`.
 
-    `DetectorError` for a folder that is no detector, one of another format, or one whose
+    Formats 1 and 2 are read. `DetectorError` for a folder that is no detector, one of another format, or one whose
     model.safetensors is not the file that detector.json names.
     """
     folder = Path(path)
@@ -187,22 +279,23 @@ def load_detector(path: Path | str) -> Detector:
             f"{folder} is not a detector: it needs a readable detector.json and model.safetensors ({error}). "
             "Make one with `causal-tune export STUDY -o DIR`."
         ) from error
-    if description.get("format") != DETECTOR_FORMAT:
+    found_format = description.get("format") if isinstance(description, dict) else None
+    if found_format not in (1, DETECTOR_FORMAT):
         raise DetectorError(
-            f"The detector {folder} has format {description.get('format')}; this release reads format "
+            f"The detector {folder} has format {found_format}; this release reads formats 1 and "
             f"{DETECTOR_FORMAT}. Install the release that wrote it, or export it again."
         )
-    found = hashlib.sha256(data).hexdigest()
-    if found != description["model_sha256"]:
-        raise DetectorError(
-            f"{folder / 'model.safetensors'} has sha256 {found[:12]}, detector.json names "
-            f"{description['model_sha256'][:12]}: the file was changed or damaged. Copy the folder again."
-        )
     try:
-        return Detector(description, load_safetensors(data))
+        found = hashlib.sha256(data).hexdigest()
+        if found != description["model_sha256"]:
+            raise DetectorError(
+                f"{folder / 'model.safetensors'} has sha256 {found[:12]}, detector.json names "
+                f"{description['model_sha256'][:12]}: the file was changed or damaged. Copy the folder again."
+            )
+        return Detector(_upgraded(description), load_safetensors(data))
     except CausalTuneError:
         raise
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         raise DetectorError(f"The detector {folder} cannot be loaded: {error}. Export it again.") from error
 
 

@@ -1,55 +1,92 @@
 """A study's winner as a detector folder: the head, all that its scores depend on, and a model card."""
 
 import hashlib
+import math
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from causal_tune import __version__
 from causal_tune.atomic import atomic_directory, write_json, write_text
+from causal_tune.audit.run import audit_index
+from causal_tune.calibration import Cuts, Platt, choose_cuts, cross_fitted, ece, fit_platt, reliability
 from causal_tune.detector import DETECTOR_FORMAT, Detector, load_detector
-from causal_tune.errors import DetectorError, StudyError
+from causal_tune.errors import CausalTuneError, DetectorError, StudyError
 from causal_tune.features import FeatureStore
-from causal_tune.ledger import Ledger
+from causal_tune.images.index import index_sha256, read_index
+from causal_tune.judgement import judge
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.model_card import model_card
+from causal_tune.resampling import Scored
 from causal_tune.selection import CRITERIA, best, score
 from causal_tune.study.finalists import read_finalists, representative
-from causal_tune.study.scores import checkpoint_bytes
+from causal_tune.study.scores import VALIDATION, checkpoint_bytes, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
-__all__ = ["export_detector", "role_of"]
+__all__ = ["FALSE_POSITIVES", "export_detector", "role_of"]
+
+FALSE_POSITIVES = 0.05
+"""The rate of false verdicts, of either class, that is wished for by default."""
+
+_TOLERANCE = 1e-4
+"""How far a loss that is measured again may lie from the training's: another processor sums in another order."""
 
 
-def export_detector(study_path: Path, folder: Path, *, criterion: str | None = None) -> Detector:
+def export_detector(
+    study_path: Path,
+    folder: Path,
+    *,
+    criterion: str | None = None,
+    trial: int | None = None,
+    fpr: float = FALSE_POSITIVES,
+    index: Path | None = None,
+    force: bool = False,
+) -> Detector:
     """Write the winner of a study by `criterion` (default: the study's own) to `folder`; the whole or nothing.
 
     Where the study has finalists and no `criterion` is asked for, it is the configuration that they chose, in the best
-    of its trainings by the criterion.
+    of its trainings by the criterion; `trial` names one by its number instead. `fpr` is the wished rate of false
+    verdicts (`calibration.choose_cuts`). The card tells what the audit finds in `index`, or in the index of the
+    workspace that the store was made from.
 
-    An existing detector in `folder` is replaced; anything else there is refused. Raises `StudyError`
-    where no trial can be chosen or its checkpoint is missing or damaged, `StoreError` where the study's
-    store is gone: the detector would not know its encoder.
+    An existing detector in `folder` is replaced; anything else there is refused. Raises `StudyError` where no trial
+    can be chosen, or it has no result, a collapsed mask (unless `force`), a checkpoint that is missing or damaged, or
+    one that does not score what it scored when it was trained; `StoreError` where the study's store is gone:
+    the detector would not know its encoder.
     """
     spec = read_spec(study_path)
     records = Ledger(study_path / "trials").records()
-    finalists = None if criterion else read_finalists(study_path, len(records))
+    finalists = None if criterion or trial is not None else read_finalists(study_path, len(records))
     command = f"causal-tune export {spec.name}" + (f" --criterion {criterion}" if criterion else "")
+    command += f" --trial {trial}" if trial is not None else ""
+    command += f" --fpr {fpr:g}" if fpr != FALSE_POSITIVES else ""
     criterion = criterion or spec.criterion
     if finalists:
         study_path = study_path.parent / finalists["study_of_finalists"]
         spec = read_spec(study_path)
         winner = representative(finalists, Ledger(study_path / "trials").records(), spec)
+    elif trial is not None:
+        winner = _named(records, trial, spec)
     else:
         winner = best(records, criterion, spec.roles)
-    if winner.collapsed:
+    if winner.collapsed and not force:
         raise StudyError(
-            f"The winner {winner.id} has a collapsed mask (all ones or all zeros): it is no causal head. "
-            "Narrow lambda1 and alpha in the search space and run a study under another name."
+            f"The winner {winner.id} has a collapsed mask (all {winner.collapsed}): it is no causal head. Narrow "
+            "lambda1 and alpha in the search space and run a study under another name, choose by a criterion that "
+            "leaves such trials out (--criterion val_generators_uncollapsed), or export it all the same with --force."
         )
-    state = load_safetensors(checkpoint_bytes(study_path, winner))
-    data = save_safetensors({name: tensor.contiguous() for name, tensor in state.items()})
+    data = save_safetensors(
+        {
+            name: tensor.contiguous()
+            for name, tensor in load_safetensors(checkpoint_bytes(study_path, winner)).items()
+        }
+    )
     store = FeatureStore(spec.store_path)
     if store.fingerprint != spec.store_fingerprint:
         raise StudyError(
@@ -58,22 +95,39 @@ def export_detector(study_path: Path, folder: Path, *, criterion: str | None = N
         )
     if folder.exists() and any(folder.iterdir()) and not (folder / "detector.json").exists():
         raise DetectorError(f"{folder} exists and is not a detector. Name an empty or new folder.")
+    scored = trial_scores(study_path, spec, winner)
+    _check_scores(scored, winner)
+    names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
+    fitted_on = Scored.of(
+        np.concatenate([scored[name].logits for name in names]),
+        np.concatenate([scored[name].labels for name in names]),
+    )
+    provenance = f"the validation split of {', '.join(spec.train_generators)}"
+    if len(names) > 1:
+        provenance += f" and the validation generators {', '.join(names[1:])}"
+    calibration = fit_platt(fitted_on.logits, fitted_on.labels)
+    cuts = choose_cuts(fitted_on.logits, fitted_on.labels, fpr)
     description = {
         "format": DETECTOR_FORMAT,
         "name": folder.name,
         "head": dict(winner.head_config),
         "layer": winner.config["layer"],
+        "evaluation_mask": winner.config["evaluation_mask"] if winner.mask else None,
         "encoder": store.description["encoder"],
         "preprocessing": store.description["preprocessing"],
         "labels": {"0": "real", "1": "generated"},
-        "threshold": {"value": 0.5, "provenance": "fixed; not tuned on any images"},
-        "calibration": None,
-        "metrics": {"validation": winner.validation, "generators": winner.generators},
+        "calibration": _calibration(calibration, fitted_on, provenance),
+        **_verdicts(cuts, calibration, fitted_on, provenance),
+        "metrics": _metrics(scored, spec, winner, calibration, cuts),
+        "audit": _audit(index, store, spec),
         "model_sha256": hashlib.sha256(data).hexdigest(),
         "provenance": {
             "study": spec.name,
+            "study_uid": spec.uid,
             "trial": winner.id,
             "config": winner.config,
+            "collapsed": winner.collapsed,
+            "checkpoint_sha256": winner.checkpoint_sha256,
             "criterion": criterion,
             "criterion_value": score(winner, criterion, spec.roles),
             "uses_test_domain": CRITERIA[criterion].uses_test_domain,
@@ -81,6 +135,7 @@ def export_detector(study_path: Path, folder: Path, *, criterion: str | None = N
             "val_generators": list(spec.val_generators),
             "test_generators": list(spec.test_generators),
             "store_fingerprint": spec.store_fingerprint,
+            "space_sha256": spec.space_sha256,
             "index_sha256": store.description["index_sha256"],
             "finalists": finalists["verdict"] if finalists else None,
             "command": command,
@@ -91,7 +146,7 @@ def export_detector(study_path: Path, folder: Path, *, criterion: str | None = N
     with atomic_directory(folder) as temporary:
         (temporary / "model.safetensors").write_bytes(data)
         write_json(temporary / "detector.json", description)
-        write_text(temporary / "README.md", _model_card(description, spec))
+        write_text(temporary / "README.md", model_card(description))
     return load_detector(folder)
 
 
@@ -102,63 +157,131 @@ def role_of(generator: str, spec: StudySpec) -> str:
     return "chosen by" if generator in spec.val_generators else "test"
 
 
-def _rate(value: float | None) -> str:
-    return "undefined (one class)" if value is None else f"{100 * value:.2f}"
+def _named(records: Sequence[TrialRecord], number: int, spec: StudySpec) -> TrialRecord:
+    for record in records:
+        if record.number == number and record.finished:
+            return record
+        if record.number == number:
+            raise StudyError(
+                f"Trial {number} of the study {spec.name!r} has no head to export: it is {record.state} "
+                f"({record.reason}). Name a finished one of `causal-tune leaderboard {spec.name}`."
+            )
+    raise StudyError(
+        f"The study {spec.name!r} has no trial {number}; it has {len(records)}. Name one of "
+        f"`causal-tune leaderboard {spec.name}`."
+    )
 
 
-def _how_sure(provenance: dict[str, Any]) -> str:
-    if not provenance["finalists"]:
-        return ", the best of a search and so flattered by it"
-    return ". " + str(provenance["finalists"]["reason"]).rstrip(".")
+def _check_scores(scored: Mapping[str, Scored], record: TrialRecord) -> None:
+    """The head has to score here what it scored in its training: parity, by the loss on every set."""
+    told = {VALIDATION: record.validation, **record.generators}
+    for name, metrics in told.items():
+        one = scored[name]
+        signed = np.where(one.labels == 1, -one.logits, one.logits)
+        loss = float(np.logaddexp(0, signed).mean())
+        if not math.isclose(loss, metrics["loss"], rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+            raise StudyError(
+                f"Trial {record.id} had a loss of {metrics['loss']:.6f} on {name} when it was trained, and has "
+                f"{loss:.6f} now: the store or this release computes something else. Run the study again under "
+                "another name."
+            )
 
 
-def _model_card(description: dict[str, Any], spec: StudySpec) -> str:
-    provenance, encoder = description["provenance"], description["encoder"]
-    lines = [
-        f"| {generator} | {role_of(generator, spec)} | {_rate(metrics['ap'])} | {_rate(metrics['accuracy'])} "
-        f"| {metrics['num_real']} | {metrics['num_generated']} |"
-        for generator, metrics in description["metrics"]["generators"].items()
-    ]
-    table = "\n".join(lines)
-    oracle = (
-        "\n> **Chosen by the test generators** (criterion `oracle`): its test figures are optimistic.\n"
-        if provenance["uses_test_domain"]
+def _calibration(calibration: Platt, fitted_on: Scored, provenance: str) -> dict[str, Any]:
+    before = reliability(Platt(slope=1.0, offset=0.0).probabilities(fitted_on.logits), fitted_on.labels)
+    after = reliability(cross_fitted(fitted_on.logits, fitted_on.labels), fitted_on.labels)
+    return {
+        "method": "platt",
+        **asdict(calibration),
+        "provenance": provenance,
+        "num_real": int((fitted_on.labels == 0).sum()),
+        "num_generated": int((fitted_on.labels == 1).sum()),
+        "ece_before": ece(before),
+        "ece_after": ece(after),
+        "reliability_before": before,
+        "reliability_after": after,
+    }
+
+
+def _verdicts(cuts: Cuts, calibration: Platt, fitted_on: Scored, provenance: str) -> dict[str, Any]:
+    """`threshold` and `unsure` of detector.json, in logits, scores and probabilities."""
+
+    def told(logit: float) -> dict[str, float]:
+        probability = float(calibration.probabilities(logit))
+        return {"logit": logit, "score": 1 / (1 + math.exp(-logit)), "probability": probability}
+
+    real, generated = fitted_on.logits[fitted_on.labels == 0], fitted_on.logits[fitted_on.labels == 1]
+    low, high = cuts.unsure
+    few = (
+        f", though {cuts.num_real} real images can promise no less than {cuts.bound_real:.3g}"
+        if cuts.bound_real > cuts.wished
         else ""
     )
-    settings = "\n".join(f"- `{key}`: {value}" for key, value in provenance["config"].items())
-    return f"""# {description["name"]}: a detector of generated images
+    return {
+        "threshold": {
+            **told(cuts.generated_from),
+            "wished_fpr": cuts.wished,
+            "promised_fpr": cuts.bound_real,
+            "fpr": float((real >= cuts.generated_from).mean()),
+            "tpr": float((generated >= cuts.generated_from).mean()),
+            "provenance": f"at most {cuts.wished:g} of real images reach it, by the {cuts.num_real} real images of "
+            f"{provenance}{few}",
+        },
+        "unsure": {
+            "low": told(low),
+            "high": told(high),
+            "promised_miss_rate": cuts.bound_generated,
+            "share_of_real": float(((real >= low) & (real < high)).mean()),
+            "share_of_generated": float(((generated >= low) & (generated < high)).mean()),
+            "provenance": f"from it on at most {cuts.wished:g} of real images, and below it at most {cuts.wished:g} of "
+            f"generated ones, by {provenance}",
+        },
+    }
 
-A `{provenance["config"]["head"]}` head on the frozen features of `{encoder["name"]}`
-(layer `{description["layer"]}`, weights {encoder["weights_sha256"][:12]}, preprocessing
-`{description["preprocessing"]}`). Its score is the probability that an image is generated; from
-{description["threshold"]["value"]} on the verdict is *generated* ({description["threshold"]["provenance"]}).
 
-    causal-tune predict {description["name"]} PATH... -o scores.csv
-{oracle}
-## Measured on held-out images
+def _metrics(
+    scored: Mapping[str, Scored], spec: StudySpec, winner: TrialRecord, calibration: Platt, cuts: Cuts
+) -> dict[str, Any]:
+    low, high = cuts.unsure
+    judged = {
+        name: judge(
+            one, calibration=calibration, real_below=low, generated_from=high, threshold=winner.threshold
+        )
+        for name, one in scored.items()
+    }
+    return {
+        "validation": judged[VALIDATION],
+        "generators": {name: judged[name] for name in winner.generators},
+        "perturbed": {view: judged[f"view/{view}"] for view in spec.degraded_views},
+    }
 
-| generator | role | AP | accuracy | n real | n generated |
-|---|---|---|---|---|---|
-{table}
 
-Percent. *Chosen by*: the generators whose AP chose this trial among the study's, so their figures are
-optimistic. With n images of a class, an accuracy is known to about +-100/sqrt(n) points.
-
-## Limits
-
-- Trained on {", ".join(provenance["train_generators"])} only. On other generators it can fail, in both directions.
-- The score is not calibrated; ranking holds further than the threshold does.
-- Frozen features see style and content as well as traces of generation: photographs unlike the training's
-  can score high, and generated images in a photographic style low.
-- Recompressed, resized or cropped images were not part of these figures. No verdict is proof.
-
-## Where it comes from
-
-Study `{provenance["study"]}`, trial `{provenance["trial"]}`, criterion `{provenance["criterion"]}` =
-{_rate(provenance["criterion_value"])}{_how_sure(provenance)}; store `{provenance["store_fingerprint"]}`, index
-`{provenance["index_sha256"][:12]}`; causal-tune {provenance["versions"]["causal-tune"]}.
-
-{settings}
-
-Made by `{provenance["command"]}`.
-"""
+def _audit(index: Path | None, store: FeatureStore, spec: StudySpec) -> list[dict[str, Any]] | None:
+    """Findings of the audit of the images; None where their index is not at hand."""
+    wanted = store.description["index_sha256"]
+    if index is not None:
+        table = read_index(index)
+        if index_sha256(table) != wanted:
+            raise StudyError(
+                f"The index {index} lists other images than the store {store.path} was made from. Give the one that "
+                "was extracted, or none."
+            )
+    else:
+        found = None
+        for path in sorted((store.path.parent.parent / "index").glob("*.parquet")):
+            try:
+                found = read_index(path)
+            except CausalTuneError:  # an index of a newer release, or a file that is none
+                continue
+            if index_sha256(found) == wanted:
+                break
+            found = None
+        if found is None:
+            return None
+        table = found
+    audit = audit_index(table, train_generators=spec.train_generators)
+    return [
+        {"kind": one.kind, "subject": one.subject, "what": one.what}
+        for one in audit.findings
+        if one.severity == "finding"
+    ]

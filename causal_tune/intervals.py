@@ -1,14 +1,14 @@
-"""How far a mean over repetitions may be off: intervals of Student's t."""
+"""How far a mean over repetitions, or a share of images, may be off: intervals of Student's t and of Wilson."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from causal_tune.errors import InvalidConfig
 
-__all__ = ["Interval", "mean_interval", "paired_difference"]
+__all__ = ["Interval", "mean_interval", "paired_difference", "share_interval"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,3 +63,18 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float], *, lev
             f"{len(values)} values and {len(baseline)} of a baseline make no pairs. Give as many of each."
         )
     return mean_interval([value - other for value, other in zip(values, baseline, strict=True)], level=level)
+
+
+def share_interval(count: int, num: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share, `count` of `num`: it is sound for few images and for shares of 0 and 1.
+
+    >>> [round(end, 3) for end in share_interval(0, 20)]
+    [0.0, 0.161]
+    """
+    if not 0 <= count <= num or num < 1:
+        raise InvalidConfig(f"{count} of {num} is no share. Give a count from 0 to a number above 0.")
+    z = float(norm.ppf((1 + level) / 2))
+    share, spread = count / num, z * z / num
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / num + spread / (4 * num)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)

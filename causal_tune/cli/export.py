@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
-from causal_tune.export import export_detector
+from causal_tune.cli.output import emit, json_option, out, percent, under_workspace, workspace_option
+from causal_tune.export import FALSE_POSITIVES, export_detector
 from causal_tune.selection import CRITERIA
 
 __all__ = ["export_command"]
@@ -17,18 +17,51 @@ __all__ = ["export_command"]
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="[default: detectors/STUDY]"
 )
 @click.option("--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: the study's own]")
+@click.option("--trial", type=click.IntRange(0), help="Number of another trial than the winner.")
+@click.option(
+    "--fpr",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    default=FALSE_POSITIVES,
+    show_default=True,
+    help="Wished rate of real images with the verdict `generated`, and of generated ones with `real`.",
+)
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="Image index whose audit the model card tells. [default: that of the store, if in the workspace]",
+)
+@click.option("--force", is_flag=True, help="Export a head whose mask has collapsed, too.")
 @workspace_option
 @json_option
 def export_command(
-    study: str, output: Path | None, criterion: str | None, workspace: Path, as_json: bool
+    study: str,
+    output: Path | None,
+    criterion: str | None,
+    trial: int | None,
+    fpr: float,
+    index: Path | None,
+    force: bool,
+    workspace: Path,
+    as_json: bool,
 ) -> None:
     """Export the winner of STUDY (a name, or a folder) as a detector."""
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
-    detector = export_detector(study_path, folder, criterion=criterion)
+    detector = export_detector(
+        study_path, folder, criterion=criterion, trial=trial, fpr=fpr, index=index, force=force
+    )
+    described = detector.description
 
     def show() -> None:
+        calibration, unsure = described["calibration"], described["unsure"]
         out.print(f"Detector: {folder}", soft_wrap=True)
+        out.print(
+            f"Generated from score {unsure['high']['score']:.4g}, real below {unsure['low']['score']:.4g}, unsure "
+            f"between; calibration error {percent(calibration['ece_before'])} before and "
+            f"{percent(calibration['ece_after'])} after.",
+            soft_wrap=True,
+        )
         out.print(f"Next: causal-tune predict {folder} PATH... -o scores.csv", soft_wrap=True)
 
-    emit(as_json, {"detector": str(folder), **detector.description["provenance"]}, show)
+    document = {"detector": str(folder), **described["provenance"]}
+    emit(as_json, document | {name: described[name] for name in ("threshold", "unsure", "calibration")}, show)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from causal_tune.atomic import atomic_path
 from causal_tune.cli.encoding import runtime_option
 from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
-from causal_tune.detector import Detector, Scored, image_paths, load_detector
+from causal_tune.detector import UNSURE, Detector, Scored, image_paths, load_detector
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.walk import IMAGE_SUFFIXES
 
@@ -75,35 +75,38 @@ def _show_scores(
     detector: Detector, results: Sequence[Scored], output: Path | None, num_generated: int, num_skipped: int
 ) -> None:
     most = 20
-    columns = ["path", "score", "verdict<"]
+    columns = ["path", "score", "probability", "verdict<"]
     rows = [
         [
             escape(result.path),
             "-" if result.score is None else f"{result.score:.4f}",
+            "-" if result.probability is None else f"{result.probability:.4f}",
             result.verdict or escape(f"- {result.reason}"),
         ]
         for result in results[:most]
     ]
-    out.print(
-        table(f"Scores by {detector.name} (generated at {detector.threshold:g} or more)", columns, rows)
-    )
+    out.print(table(f"Scores by {detector.name}", columns, rows))
     if len(results) > most:
         out.print(
             f"... and {len(results) - most:,} more{f' in {output}' if output else '; -o FILE keeps them all'}."
         )
     num_scored = sum(result.score is not None for result in results)
-    out.print(f"{num_scored:,} scored: {num_generated:,} generated, {num_scored - num_generated:,} real.")
+    num_unsure = sum(result.verdict == UNSURE for result in results)
+    num_real = num_scored - num_generated - num_unsure
+    out.print(
+        f"{num_scored:,} scored: {num_generated:,} generated, {num_unsure:,} unsure, {num_real:,} real."
+    )
     if num_skipped:
         err.print(f"{num_skipped:,} files of the folders have no image suffix and were left out.")
 
 
 def write_scores(results: Sequence[Scored], path: Path) -> None:
-    """`path,score,verdict,reason` as CSV or Parquet, by the suffix, whole or not at all."""
+    """`path,score,probability,verdict,reason` as CSV or Parquet, by the suffix, whole or not at all."""
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".parquet":
             pq.write_table(pa.Table.from_pylist([asdict(result) for result in results]), temporary)
             return
         with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["path", "score", "verdict", "reason"])
+            writer = csv.DictWriter(file, ["path", "score", "probability", "verdict", "reason"])
             writer.writeheader()
             writer.writerows(asdict(result) for result in results)

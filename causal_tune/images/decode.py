@@ -66,6 +66,7 @@ __all__ = [
     "MAX_PIXELS",
     "Preprocessing",
     "crop",
+    "crop_image",
     "decode_crop",
     "decode_thumbnail",
     "decode_upright",
@@ -143,6 +144,22 @@ def decode_upright(data: bytes) -> Image.Image:
         return _upright(image)
     except Exception as error:  # whatever a conversion raises on odd data becomes the reason
         raise unreadable(image.format, data, error) from error
+
+
+def crop_image(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
+    """The centre crop of a picture that Pillow has opened, in any mode: what `decode_crop` makes of its file.
+
+    >>> crop_image(Image.new("L", (300, 260))).shape
+    (224, 224, 3)
+    """
+    check_pixels(image)
+    try:
+        image.load()
+        return crop(_upright(image), preprocessing)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # whatever a decoder or a conversion raises becomes the reason
+        raise UnreadableImage(f"cannot be decoded: {error}") from error
 
 
 def crop(
