@@ -17,10 +17,8 @@ and nothing here needs Ray.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +34,9 @@ from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, Un
 from causal_tune.fidelity import fidelity_of
 from causal_tune.heads import Scorer, load_head
 from causal_tune.images.decode import crop_image, decode_crop, read_crop
-from causal_tune.images.isolated import isolated
 from causal_tune.images.preprocessing import Preprocessing
 
-__all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "Scored", "load_detector"]
+__all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector"]
 
 DETECTOR_FORMAT = 2
 UNSURE = "unsure"
@@ -60,19 +57,6 @@ class Score:
     """`real`, `generated` or `unsure`."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """One image: a score and a verdict, or the reason why there is none."""
-
-    path: str
-    """Bytes of a name that are not UTF-8 are shown as `\\xff`: tables of scores hold text."""
-    score: float | None
-    """As in `Score`."""
-    probability: float | None
-    verdict: str | None
-    reason: str | None
-
-
 class Detector:
     """A head with everything it needs to score images. Made by `load_detector`."""
 
@@ -88,7 +72,7 @@ class Detector:
         self._generated_from: float = description["unsure"]["high"]["logit"]
         self._encoder: ClipEncoder | None = None
         self.notes: list[str] = []
-        """What a user should know of this machine's encoder against that of the training; filled by `encoder`."""
+        """What a user should know of this machine's encoder against that of the training; `encoder` fills it."""
 
     @property
     def name(self) -> str:
@@ -165,24 +149,31 @@ class Detector:
                 f"The detector {self.name} was exported by causal-tune {version} and cannot be used here: {error}"
             ) from error
 
-    def encoder(self, runtime: str = "auto") -> ClipEncoder:
+    def encoder_description(self, runtime: str = "auto") -> EncoderDescription:
+        """What `encoder` with the same arguments computes, without loading it; fills `notes`."""
+        wanted = self.description["encoder"]
+        found = describe_encoder(wanted["name"], **self._options(wanted, runtime))
+        if found.weights_sha256 != wanted["weights_sha256"]:
+            raise DetectorError(
+                f"The detector {self.name} was trained on features of {wanted['name']} with weights "
+                f"{wanted['weights_sha256'][:12]}; the weights found here are {found.weights_sha256[:12]}. "
+                f"Bring the right ones with `causal-tune fetch {wanted['name']}`."
+            )
+        self.notes = _notes(found, wanted)
+        return found
+
+    def encoder(self, runtime: str = "auto", num_threads: int | None = None) -> ClipEncoder:
         """The encoder, loaded once, by the runtime of the training or the one that is named.
 
         `auto` takes another where this machine lacks the training's; scores then differ in the last digits,
         and `notes` says so. `DetectorError` where the weights are not those of the training.
         """
         if self._encoder is None:
+            self.encoder_description(runtime)
             wanted = self.description["encoder"]
-            options = self._options(wanted, runtime)
-            found = describe_encoder(wanted["name"], **options)
-            if found.weights_sha256 != wanted["weights_sha256"]:
-                raise DetectorError(
-                    f"The detector {self.name} was trained on features of {wanted['name']} with weights "
-                    f"{wanted['weights_sha256'][:12]}; the weights found here are {found.weights_sha256[:12]}. "
-                    f"Bring the right ones with `causal-tune fetch {wanted['name']}`."
-                )
-            self._encoder = load_encoder(wanted["name"], **options)
-            self.notes += _notes(found, wanted)
+            self._encoder = load_encoder(
+                wanted["name"], num_threads=num_threads, **self._options(wanted, runtime)
+            )
         return self._encoder
 
     def _options(self, wanted: dict[str, Any], runtime: str) -> dict[str, Any]:
@@ -199,43 +190,6 @@ class Detector:
         except (InvalidConfig, UnknownName):
             return options
         return trained_by
-
-    def score_images(self, paths: Iterable[Path], *, batch_size: int = 64) -> Iterator[Scored]:
-        """One `Scored` a path, in order; reading and decoding run ahead of the encoder."""
-        preprocessing = self.preprocessing
-        self.encoder()  # loads before any image is read
-        remaining = iter(paths)
-        with ThreadPoolExecutor(max_workers=1) as reader:  # it only waits: a child process decodes
-
-            def read_next() -> tuple[list[Path], Future[list[NDArray[np.uint8] | UnreadableImage]]]:
-                chosen = list(islice(remaining, batch_size))
-                calls = [(os.fspath(path), preprocessing) for path in chosen]
-                return chosen, reader.submit(lambda: list(isolated(read_crop, calls)))
-
-            chosen, ahead = read_next()
-            while chosen:
-                batch = list(zip(chosen, ahead.result(), strict=True))
-                chosen, ahead = read_next()
-                crops = [crop for _, crop in batch if not isinstance(crop, UnreadableImage)]
-                scores = iter(self.score_crops(np.stack(crops)) if crops else ())
-                for path, crop in batch:
-                    if isinstance(crop, UnreadableImage):
-                        yield Scored(
-                            path=_as_text(path), score=None, probability=None, verdict=None, reason=str(crop)
-                        )
-                    else:
-                        one = next(scores)
-                        yield Scored(
-                            path=_as_text(path),
-                            score=one.score,
-                            probability=one.probability,
-                            verdict=one.verdict,
-                            reason=None,
-                        )
-
-
-def _as_text(path: Path) -> str:
-    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _notes(found: EncoderDescription, wanted: dict[str, Any]) -> list[str]:
@@ -297,22 +251,3 @@ def load_detector(path: Path | str) -> Detector:
         raise
     except (RuntimeError, KeyError, TypeError) as error:
         raise DetectorError(f"The detector {folder} cannot be loaded: {error}. Export it again.") from error
-
-
-def image_paths(inputs: Sequence[Path], suffixes: frozenset[str]) -> tuple[list[Path], int]:
-    """The images that `inputs` name, and how many other files the folders among them hold.
-
-    A file is taken as it is named, whatever its suffix; a folder gives its files with an image's
-    suffix, at any depth, sorted.
-    """
-    chosen: list[Path] = []
-    num_skipped = 0
-    for entry in inputs:
-        if entry.is_dir():
-            files = sorted(path for path in entry.rglob("*") if not path.is_dir())
-            images = [path for path in files if path.suffix.lower() in suffixes]
-            num_skipped += len(files) - len(images)
-            chosen += images
-        else:
-            chosen.append(entry)
-    return chosen, num_skipped

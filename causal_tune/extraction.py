@@ -39,7 +39,7 @@ from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.images.views import CLEAN
 from causal_tune.lock import owned
 
-__all__ = ["ActorPlan", "Extraction", "Progress", "extract", "plan_actors"]
+__all__ = ["ActorPlan", "Extraction", "Progress", "extract", "plan_actors", "run_pieces"]
 
 
 _DECODE_CPUS = 0.5
@@ -203,13 +203,17 @@ def extract(
             while work.pending:
                 tasks = work.next_tasks(siblings)
                 with cluster.connected(address):
-                    for done in _encode(
+                    for done in run_pieces(
                         tasks,
-                        encoder=encoder,
-                        layers=layers,
-                        dtype=description.dtype,
-                        runtime=description.runtime,
-                        batch_size=batch_size,
+                        decode_piece,
+                        _PieceEncoder,
+                        {
+                            "encoder": encoder,
+                            "layers": tuple(layers),
+                            "dtype": description.dtype,
+                            "runtime": description.runtime,
+                            "batch_size": batch_size,
+                        },
                         num_actors=num_actors,
                         gpus_per_actor=gpus_per_actor,
                     ):
@@ -272,17 +276,19 @@ def plan_actors(
     )
 
 
-def _encode(
+def run_pieces(
     tasks: Sequence[Mapping[str, Any]],
+    read: Callable[[dict[str, Any]], dict[str, Any]],
+    actor: type,
+    arguments: Mapping[str, Any],
     *,
-    encoder: str,
-    layers: Sequence[str],
-    dtype: str,
-    runtime: str,
-    batch_size: int,
-    num_actors: int | None,
-    gpus_per_actor: float,
+    num_actors: int | None = None,
+    gpus_per_actor: float = 0.0,
 ) -> Iterator[Mapping[str, Any]]:
+    """Each of `tasks` through `read`, as a task, and through a pool of `actor`s; results as they come.
+
+    An actor is made with `arguments` and `num_threads`. A Ray has to be connected.
+    """
     import ray.data  # here, for it takes seconds that a store which is finished need not wait
 
     resources = ray.cluster_resources()
@@ -299,17 +305,10 @@ def _encode(
     context.print_on_execution_start = False
     dataset = (
         ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
-        .map(decode_piece, num_cpus=_DECODE_CPUS)
+        .map(read, num_cpus=_DECODE_CPUS)
         .map(
-            _PieceEncoder,
-            fn_constructor_kwargs={
-                "encoder": encoder,
-                "layers": tuple(layers),
-                "dtype": dtype,
-                "runtime": runtime,
-                "num_threads": plan.num_threads,
-                "batch_size": batch_size,
-            },
+            actor,
+            fn_constructor_kwargs={**arguments, "num_threads": plan.num_threads},
             compute=ray.data.ActorPoolStrategy(size=plan.num_actors),
             num_cpus=plan.cpus_per_actor,
             num_gpus=gpus_per_actor,

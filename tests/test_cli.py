@@ -174,8 +174,10 @@ def test_predict_writes_parquet_and_json_alike(finished: Finished, tmp_path: Pat
     result = run_cli("predict", finished.detector, image, "-o", output, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    assert pq.read_table(output).to_pylist() == document["scores"]
     assert document["num_scored"] == 1
+    assert document["scores"] is None  # they are in the file
+    shown = json.loads(run_cli("predict", finished.detector, image, "--json").stdout)
+    assert pq.read_table(output).to_pylist() == shown["scores"]
 
 
 def test_evaluate_agrees_with_the_trial_and_encodes_nothing_again(finished: Finished) -> None:
@@ -307,7 +309,7 @@ def test_a_store_of_another_encoder_is_refused(finished: Finished, tmp_path: Pat
         ("extract {index} --encoder tiny-random --layers proj,cls@99", "cls@99"),
         ("tune --store nothing --study a --trials 1 --train-generator alpha", "There is no feature store"),
         ("predict {detector} {workspace}/studies", "no image"),
-        ("predict {detector} x.png -o scores.txt", ".csv or .parquet"),
+        ("predict {detector} x.png -o scores.txt", ".csv, .jsonl or .parquet"),
     ],
 )
 def test_other_mistakes(finished: Finished, tmp_path: Path, words: str, expected: str) -> None:

@@ -276,7 +276,8 @@ def detector_of(encoder: dict[str, object]) -> Detector:
     description = {
         "name": "small",
         "layer": "proj",
-        "threshold": {"value": 0.5},
+        "calibration": None,
+        "unsure": {"low": {"logit": 0.0}, "high": {"logit": 0.0}},
         "labels": {"0": "real", "1": "generated"},
         "head": {"head": "linear", "width": 32, **head.config},
         "encoder": encoder,
@@ -302,7 +303,7 @@ def test_a_detector_of_one_runtime_scores_with_the_other_and_says_so(tmp_path: P
         used = detector.encoder(runtime).description.runtime
         assert used == (trained if runtime == "auto" else runtime)
         assert len(detector.notes) == (used != trained)
-        scores.append(next(detector.score_images([tmp_path / "image.png"])).score)
+        scores.append(detector.score_image(tmp_path / "image.png").score)
     assert "by torch here" in detector.notes[0]
     assert "by openvino for the training" in detector.notes[0]
     # bfloat16 keeps eight bits, and the two runtimes round at other places

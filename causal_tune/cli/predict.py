@@ -1,112 +1,139 @@
 """`predict`: a detector on any images."""
 
-import csv
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.markup import escape
 
-from causal_tune.atomic import atomic_path
 from causal_tune.cli.encoding import runtime_option
 from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
-from causal_tune.detector import UNSURE, Detector, Scored, image_paths, load_detector
+from causal_tune.detector import UNSURE, load_detector
 from causal_tune.errors import InvalidConfig, WorkFailed
+from causal_tune.images.index import read_index
 from causal_tune.images.walk import IMAGE_SUFFIXES
+from causal_tune.prediction import Prediction, Scored, ScoreProgress, check_output, image_paths, predict
 
 __all__ = ["predict_command"]
+
+_MOST_SHOWN = 20
 
 
 @click.command("predict", epilog="Example: causal-tune predict detectors/real photos/ -o scores.csv")
 @click.argument("detector", type=click.Path(path_type=Path))
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1)
+@click.option("--index", type=click.Path(path_type=Path), help="Score the images of an index, in its order.")
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A .csv or .parquet file."
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A .csv, .jsonl or .parquet file. An interrupted run with one continues.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--actors", "num_actors", type=click.IntRange(1), help="Detectors side by side.")
+@click.option(
+    "--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a fraction."
+)
+@click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
 @runtime_option("that of the training where this machine has it")
 @json_option
 def predict_command(
-    detector: Path, paths: tuple[Path, ...], output: Path | None, batch_size: int, runtime: str, as_json: bool
+    detector: Path,
+    paths: tuple[str, ...],
+    index: Path | None,
+    output: Path | None,
+    batch_size: int,
+    num_actors: int | None,
+    gpus_per_actor: float,
+    address: str | None,
+    runtime: str,
+    as_json: bool,
 ) -> None:
-    """Score images with DETECTOR: files, and all images below folders. One row each: score, verdict or reason."""
-    if output is not None and output.suffix.lower() not in (".csv", ".parquet"):
-        raise InvalidConfig(f"The output {output} should end in .csv or .parquet.")
+    """Score images with DETECTOR: files, and all images below folders, local or behind URIs (s3://, gs://, ...).
+
+    One row each: score, probability and verdict, or the reason why there is none.
+    """
+    check_output(output)
     loaded = load_detector(detector)
-    images, num_skipped = image_paths(paths, IMAGE_SUFFIXES)
+    images, num_skipped = image_paths(paths)
+    if index is not None:
+        images += read_index(index)["path"].to_pylist()
     if not images:
         raise InvalidConfig(
-            f"There is no image in {', '.join(map(str, paths))} ({num_skipped:,} other files). Files ending in "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))} are taken from folders; any file that is named itself is taken."
+            f"There is no image in {', '.join(paths) or 'nothing: name files, folders or --index'} "
+            f"({num_skipped:,} other files). Files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are taken from "
+            "folders; any file that is named itself is taken."
         )
-    loaded.encoder(runtime)
+    loaded.encoder_description(runtime)  # refuses other weights before any image is read
     for note in loaded.notes:
         err.print(note)
-    results: list[Scored] = []
-    with progress_bar("Scoring", len(images), "images") as bar:
-        for result in loaded.score_images(images, batch_size=batch_size):
-            results.append(result)
-            bar.update(len(results))
-    if output is not None:
-        write_scores(results, output)
-    scored = [result for result in results if result.score is not None]
-    num_generated = sum(result.verdict == "generated" for result in scored)
+    with progress_bar(f"Scoring with {loaded.name}", len(images), "images") as bar:
+
+        def on_progress(progress: ScoreProgress) -> None:
+            note = f"({progress.num_unreadable:,} unreadable)" if progress.num_unreadable else ""
+            bar.update(progress.num_done, note)
+
+        done = predict(
+            detector,
+            images,
+            output,
+            runtime=runtime,
+            batch_size=batch_size,
+            num_actors=num_actors,
+            gpus_per_actor=gpus_per_actor,
+            address=address,
+            num_first=sys.maxsize if as_json and output is None else _MOST_SHOWN,
+            on_progress=on_progress,
+            on_note=err.print,
+        )
     document = {
         "detector": str(detector),
-        "num_images": len(results),
-        "num_scored": len(scored),
-        "num_generated": num_generated,
+        "num_images": done.num_images,
+        "num_scored": done.num_images - done.num_unreadable,
+        "num_generated": done.verdicts.get("generated", 0),
+        "num_real": done.verdicts.get("real", 0),
+        "num_unsure": done.verdicts.get(UNSURE, 0),
         "num_skipped_files": num_skipped,
+        "num_done_before": done.num_done_before,
+        "elapsed_s": done.elapsed_s,
         "output": str(output) if output else None,
-        "scores": [asdict(result) for result in results],
+        "scores": [asdict(one) for one in done.first] if output is None else None,
     }
-    emit(as_json, document, lambda: _show_scores(loaded, results, output, num_generated, num_skipped))
-    if len(scored) < len(results):
+    emit(as_json, document, lambda: _show(loaded.name, done, done.first, output, num_skipped))
+    if done.num_unreadable:
         raise WorkFailed(
-            f"{len(results) - len(scored):,} of {len(results):,} images could not be scored; "
+            f"{done.num_unreadable:,} of {done.num_images:,} images could not be scored; "
             f"{'their reasons are in ' + str(output) if output else 'each has its reason in the table'}."
         )
 
 
-def _show_scores(
-    detector: Detector, results: Sequence[Scored], output: Path | None, num_generated: int, num_skipped: int
+def _show(
+    name: str, done: Prediction, shown: Sequence[Scored], output: Path | None, num_skipped: int
 ) -> None:
-    most = 20
     columns = ["path", "score", "probability", "verdict<"]
     rows = [
         [
-            escape(result.path),
-            "-" if result.score is None else f"{result.score:.4f}",
-            "-" if result.probability is None else f"{result.probability:.4f}",
-            result.verdict or escape(f"- {result.reason}"),
+            escape(one.path),
+            "-" if one.score is None else f"{one.score:.4f}",
+            "-" if one.probability is None else f"{one.probability:.4f}",
+            one.verdict or escape(f"- {one.reason}"),
         ]
-        for result in results[:most]
+        for one in shown
     ]
-    out.print(table(f"Scores by {detector.name}", columns, rows))
-    if len(results) > most:
-        out.print(
-            f"... and {len(results) - most:,} more{f' in {output}' if output else '; -o FILE keeps them all'}."
-        )
-    num_scored = sum(result.score is not None for result in results)
-    num_unsure = sum(result.verdict == UNSURE for result in results)
-    num_real = num_scored - num_generated - num_unsure
+    out.print(table(f"Scores by {name}", columns, rows))
+    if done.num_images > len(shown):
+        where = f" in {output}" if output else "; -o FILE keeps them all"
+        out.print(f"... and {done.num_images - len(shown):,} more{where}.", soft_wrap=True)
+    counts = ", ".join(f"{done.verdicts.get(word, 0):,} {word}" for word in ("generated", UNSURE, "real"))
+    num_now = done.num_images - done.num_done_before
+    before = f", {done.num_done_before:,} by an earlier run" if done.num_done_before else ""
+    rate = num_now / done.elapsed_s if done.elapsed_s else 0.0
     out.print(
-        f"{num_scored:,} scored: {num_generated:,} generated, {num_unsure:,} unsure, {num_real:,} real."
+        f"{done.num_images - done.num_unreadable:,} scored: {counts}. {num_now:,} images in {done.elapsed_s:.0f} s "
+        f"({rate:.1f} images/s){before}.",
+        soft_wrap=True,
     )
     if num_skipped:
         err.print(f"{num_skipped:,} files of the folders have no image suffix and were left out.")
-
-
-def write_scores(results: Sequence[Scored], path: Path) -> None:
-    """`path,score,probability,verdict,reason` as CSV or Parquet, by the suffix, whole or not at all."""
-    with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".parquet":
-            pq.write_table(pa.Table.from_pylist([asdict(result) for result in results]), temporary)
-            return
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["path", "score", "probability", "verdict", "reason"])
-            writer.writeheader()
-            writer.writerows(asdict(result) for result in results)

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from causal_tune.errors import UnreadableImage
-from causal_tune.images.decode import CROP_SIZE
+from causal_tune.images.decode import CROP_SIZE, read_crop
 from causal_tune.images.isolated import isolated
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.images.views import ViewCrop, read_views
 
-__all__ = ["decode_piece", "rows_from_bytes", "rows_to_bytes"]
+__all__ = ["decode_piece", "read_piece", "rows_from_bytes", "rows_to_bytes"]
 
 
 def decode_piece(
@@ -69,6 +69,20 @@ def decode_piece(
         "views": json.dumps(results),
         "crops": np.stack(stacked) if stacked else np.empty((0, CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8),
     }
+
+
+def read_piece(task: dict[str, Any]) -> dict[str, Any]:
+    """Read and decode files that are in no index: `paths` (JSON, for a name need not be UTF-8) by `preprocessing`.
+
+    The result has `crops` of those that were read (uint8 [n, 224, 224, 3]) and `reasons` (JSON): one for each path,
+    null where it was read; the rest of `task` is as it was.
+    """
+    preprocessing = Preprocessing.parse(task["preprocessing"])
+    found = list(isolated(read_crop, [(path, preprocessing) for path in json.loads(task["paths"])]))
+    crops = [crop for crop in found if not isinstance(crop, UnreadableImage)]
+    reasons = [str(crop) if isinstance(crop, UnreadableImage) else None for crop in found]
+    empty = np.empty((0, CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+    return {**task, "reasons": json.dumps(reasons), "crops": np.stack(crops) if crops else empty}
 
 
 def _views_to_read(num_rows: int, asked: list[dict[str, Any]]) -> dict[int, list[int]]:
