@@ -27,6 +27,7 @@ COMMANDS = {
     "export": ("export", "Export a study's winner as a detector."),
     "evaluate": ("evaluate", "Judge a detector on labelled images."),
     "predict": ("predict", "Score images with a detector."),
+    "serve": ("serve", "Answer over HTTP, with a page to drop images on."),
     "demo": ("demo", "Run all of it on embedded images."),
 }
 """Name -> module of this package that has `<name>_command`, and the line for `--help`."""

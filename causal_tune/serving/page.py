@@ -1,0 +1,75 @@
+"""The page at /: drop an image, see the verdict, its uncertainty and the limits of the model card.
+
+Three constant files: nothing on the page comes from another address, and no script stands in the HTML.
+"""
+
+import json
+import re
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from causal_tune.detector import Detector
+from causal_tune.serving.limits import Limits
+
+__all__ = ["Page"]
+
+
+class Page:
+    """The page of one detector."""
+
+    def __init__(
+        self, detector: Detector, card: str, *, model_id: str, limits: Limits, has_token: bool
+    ) -> None:
+        self._detector = detector
+        self._card = card
+        self._model_id = model_id
+        self._limits = limits
+        self._has_token = has_token
+
+    def files(self) -> dict[str, tuple[str, str]]:
+        """Path -> content and media type."""
+        folder = files("causal_tune.serving") / "static"
+        return {
+            "/": (self._html((folder / "page.html").read_text("utf-8")), "text/html"),
+            "/page.css": ((folder / "page.css").read_text("utf-8"), "text/css"),
+            "/page.js": ((folder / "page.js").read_text("utf-8"), "text/javascript"),
+        }
+
+    def _html(self, template: str) -> str:
+        limits, rest = _limits_of(self._card)
+        settings: dict[str, Any] = {
+            "maxImages": self._limits.max_images,
+            "maxBytes": self._limits.max_body_bytes,
+            "calibrated": self._detector.description["calibration"] is not None,
+        }
+        values = {
+            "name": escape(self._detector.name),
+            "model": escape(self._model_id),
+            "settings": escape(json.dumps(settings)),
+            "token": "" if self._has_token else "hidden",
+            "megabytes": f"{self._limits.max_body_bytes / 2**20:g}",
+            "images": str(self._limits.max_images),
+            "limits": _to_html(limits),
+            "card": _to_html(rest),
+        }
+        return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def _to_html(markdown: str) -> str:
+    # HTML in the card is shown as text, and only links of harmless kinds are made
+    return str(MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown))
+
+
+def _limits_of(card: str) -> tuple[str, str]:
+    """What stands under the card's heading `Limits`, and the rest.
+
+    >>> _limits_of("# A\\n\\nText.\\n\\n## Limits\\n\\n- One.\\n\\n## More\\n\\nEnd.")
+    ('- One.', '# A\\n\\nText.\\n\\n## More\\n\\nEnd.')
+    """
+    found = re.search(r"^## Limits\n(.*?)(?=^## |\Z)", card, flags=re.M | re.S)
+    if not found:
+        return "The model card names no limits.", card
+    return found[1].strip(), card[: found.start()] + card[found.end() :]
