@@ -18,6 +18,7 @@ from causal_tune.serving.records import log
 __all__ = ["listen", "run"]
 
 _MAX_HEADER_BYTES = 32 * 2**10
+_GRACE_S = 1.0  # /readyz says no and connections are still taken: who balances load can look elsewhere
 
 
 class _Impatient(H11Protocol):
@@ -59,7 +60,7 @@ class _Impatient(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """SIGTERM and Ctrl-C end it once what it has begun is answered; the second one ends it at once."""
+    """SIGTERM and Ctrl-C end it once what it has begun is answered; a third one ends it at once."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate, announce: Callable[[], None]) -> None:
         super().__init__(config)
@@ -81,9 +82,12 @@ class _Server(uvicorn.Server):
             loop.remove_signal_handler(number)
 
     def _end(self, number: int) -> None:
-        self._gate.draining = True
         log("draining", signal=signal.Signals(number).name)
-        self.handle_exit(number, None)
+        if self._gate.draining:
+            self.handle_exit(number, None)
+            return
+        self._gate.draining = True
+        asyncio.get_running_loop().call_later(_GRACE_S, self.handle_exit, number, None)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -35,6 +35,7 @@ function show(image, result) {
   picture.alt = "";
   picture.src = URL.createObjectURL(image);
   picture.onload = () => URL.revokeObjectURL(picture.src);
+  picture.onerror = () => picture.replaceWith(element("div", "no picture", "blank"));
   const text = element("div");
   text.append(element("h3", result.verdict ? TITLES[result.verdict] || result.verdict : "Not readable"));
   if (result.verdict) {
@@ -47,7 +48,10 @@ function show(image, result) {
       ? `Probability of being generated: ${percent(value)}`
       : `Score ${value.toFixed(3)} of 1, not calibrated: no probability`;
     meter.setAttribute("aria-label", words);
-    text.append(element("p", words), meter, element("p", EXPLANATIONS[result.verdict] || ""));
+    const ends = element("p", undefined, "ends");
+    ends.setAttribute("aria-hidden", "true");
+    ends.append(element("span", "real"), element("span", "generated"));
+    text.append(element("p", words), meter, ends, element("p", EXPLANATIONS[result.verdict] || ""));
   } else {
     text.append(element("p", result.error));
   }
@@ -94,6 +98,7 @@ async function score(images) {
   }
 }
 
+byId("token-row").addEventListener("submit", (event) => event.preventDefault());
 file.addEventListener("change", () => {
   const images = [...file.files];
   file.value = "";
