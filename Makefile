@@ -47,7 +47,7 @@ docs: setup  ## run every example of the documentation
 
 lock: setup  ## resolve requirements.lock anew
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.10 \
+	$(BIN)/uv pip compile pyproject.toml --group dev --extra serve --universal --python-version 3.10 \
 		--no-header --no-emit-index-url --no-annotate --generate-hashes --upgrade --quiet -o requirements.lock
 
 clean:  ## remove .venv and caches; workspaces stay

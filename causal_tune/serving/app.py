@@ -30,7 +30,10 @@ from causal_tune.serving.reading import Held, Sent, read_images
 from causal_tune.serving.records import Metrics, log
 from causal_tune.serving.replicas import Judgement, Replicas
 
-__all__ = ["Gate", "make_app", "model_id"]
+__all__ = ["MAX_HEADER_BYTES", "Gate", "make_app", "model_id"]
+
+MAX_HEADER_BYTES = 32 * 2**10
+"""Of the address and the headers of a request."""
 
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -318,9 +321,16 @@ class _Account:
                 ]
             await send(message)
 
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         self._gate.metrics.in_flight.inc()
         try:
-            await self._app(scope, receive, with_headers)
+            if size > MAX_HEADER_BYTES:  # the parser lets those pass that arrive in one piece
+                message = f"The address and the headers have more than {MAX_HEADER_BYTES:,} bytes."
+                response = _error(431, "large_headers", message, {"connection": "close"})
+                await response(scope, receive, with_headers)
+            else:
+                await self._app(scope, receive, with_headers)
         finally:
             self._gate.metrics.in_flight.dec()
             route = scope.get("route")

@@ -12,12 +12,11 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from causal_tune.errors import InvalidConfig
-from causal_tune.serving.app import Gate, make_app
+from causal_tune.serving.app import MAX_HEADER_BYTES, Gate, make_app
 from causal_tune.serving.records import log
 
 __all__ = ["listen", "run"]
 
-_MAX_HEADER_BYTES = 32 * 2**10
 _GRACE_S = 1.0  # /readyz says no and connections are still taken: who balances load can look elsewhere
 
 
@@ -120,7 +119,7 @@ def run(gate: Gate, bound: socket.socket, *, drain_s: int, announce: Callable[[]
         access_log=False,
         proxy_headers=False,  # whoever connects is who is counted
         server_header=False,
-        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         limit_concurrency=4 * gate.limits.max_requests,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=drain_s,

@@ -184,9 +184,6 @@ def test_a_wrong_address_is_refused(server: Server, method: str, path: str, stat
 RAW = {
     "no HTTP": b"hello\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200) + b"\r\n\r\n",
-    "huge header": b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
-    "thousands of headers": b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
-    "long address": b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     "no host": b"GET / HTTP/1.1\r\n\r\n",
     "length that is no number": b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
     "negative length": b"POST /v1/score HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
@@ -202,12 +199,25 @@ def test_what_is_no_http_is_refused(server: Server, data: bytes) -> None:
     assert b"Invalid HTTP request" in answer
 
 
+LARGE = {
+    "huge header": b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 40_000 + b"\r\n\r\n",
+    "thousands of headers": b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+    "long address": b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("data", LARGE.values(), ids=LARGE)
+def test_large_headers_are_refused(server: Server, data: bytes) -> None:
+    status = server.raw(data).split()[1]
+    assert status in (b"400", b"431")  # the first where they arrive in pieces
+
+
 def head(server: Server, more: str) -> bytes:
     text = f"POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {server.token}\r\n"
     return f"{text}Content-Type: multipart/form-data; boundary=edge\r\n{more}\r\n\r\n".encode()
 
 
-@pytest.mark.parametrize("length", [10**12, 10**30])
+@pytest.mark.parametrize("length", [MAX_BODY + 1, 10**15])
 def test_a_declared_length_is_refused_before_the_body_comes(server: Server, length: int) -> None:
     answer = server.raw(head(server, f"Content-Length: {length}"))
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -231,7 +241,7 @@ def test_who_sends_slowly_is_told(server: Server) -> None:
             body.sendall(head(server, "Content-Length: 1000") + b"--edge")
             assert body.recv(65536).startswith(b"HTTP/1.1 408 ")
         assert headers.recv(65536).startswith(b"HTTP/1.1 408 ")
-    assert READ_TIMEOUT_S <= time.monotonic() - started + 0.1
+    assert time.monotonic() - started > READ_TIMEOUT_S - 0.1
 
 
 def test_who_goes_away_in_the_middle_costs_nothing(server: Server) -> None:

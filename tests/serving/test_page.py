@@ -1,0 +1,129 @@
+"""The page in a headless Chromium."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causal_tune.detector import load_detector
+from causal_tune.serving.limits import Limits
+from causal_tune.serving.page import Page
+from tests.serving.conftest import DETECTOR, MAX_IMAGES, Server, png
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        # its sandbox does not start for root
+        options = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
+        launched = playwright.chromium.launch(executable_path=program, args=options)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, server: Server) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = context.new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(server.url)
+    page.fill("#token", server.token)
+    yield page
+    expected = "the server responded with a status of 4"  # the browser reports our own refusals
+    assert [text for text in complaints if expected not in text] == []
+    assert all(url.startswith((server.url, "blob:", "data:")) for url in asked)
+    context.close()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "<img src=x onerror=alert(1)>.png"
+    path.write_bytes(png())
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+class TestPage:
+    def test_a_chosen_image_gets_a_verdict_with_its_score(self, page: Any, image: Path) -> None:
+        page.set_input_files("#file", image)
+        page.wait_for_selector("#results li")
+        assert page.inner_text("#results h3") in ("Looks real", "Looks generated")
+        assert "not calibrated" in page.inner_text("#results li")
+        assert page.inner_text("#status") == page.inner_text("#results h3") + "."
+        assert page.inner_text("#results .name") == image.name  # as text, not as HTML
+        assert page.locator("#results img").count() == 1
+        assert "Trained on alpha only" in page.inner_text(".limits")
+
+    def test_an_image_can_be_dropped(self, page: Any) -> None:
+        page.evaluate(
+            """bytes => {
+                const held = new DataTransfer();
+                held.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+                document.getElementById("drop").dispatchEvent(
+                    new DragEvent("drop", {dataTransfer: held, bubbles: true, cancelable: true}));
+            }""",
+            list(png()),
+        )
+        page.wait_for_selector("#results li")
+        assert page.inner_text("#results .name") == "dropped.png"
+
+    def test_the_keyboard_is_enough(self, page: Any, image: Path) -> None:
+        page.focus("#token")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == "file"
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Space")
+        chooser.value.set_files(image)
+        page.wait_for_selector("#results li")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+        page.keyboard.press("Enter")
+        assert page.is_visible(".card table")
+
+    def test_what_went_wrong_is_said(self, page: Any, image: Path, tmp_path: Path) -> None:
+        text = tmp_path / "text.png"
+        text.write_text("hello")
+        page.set_input_files("#file", [text])
+        page.wait_for_selector("#results li.failed")
+        assert "begins with 'hello'" in page.inner_text("#results li")
+        page.set_input_files("#file", [image] * (MAX_IMAGES + 1))
+        page.wait_for_selector("#error:visible")
+        assert str(MAX_IMAGES) in page.inner_text("#error")
+        page.fill("#token", "wrong")
+        page.set_input_files("#file", image)
+        page.wait_for_selector("#error:has-text('Bearer')")
+
+    @pytest.mark.parametrize("width", [320, 375])
+    def test_a_phone_needs_no_sideways_scrolling(self, page: Any, image: Path, width: int) -> None:
+        page.set_viewport_size({"width": width, "height": 700})
+        page.set_input_files("#file", image)
+        page.wait_for_selector("#results li")
+        page.click("summary")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_card_cannot_bring_html_or_scripts() -> None:
+    card = "# Card\n\n<script>alert(1)</script>\n\n[x](javascript:alert(1))\n\n## Limits\n\n- <b>bold</b>\n"
+    page = Page(
+        load_detector(DETECTOR), card, model_id='a"><script>', limits=Limits(max_images=7), has_token=False
+    )
+    text, media_type = page.files()["/"]
+    assert media_type == "text/html"
+    assert text.count("<script") == 1
+    assert "<b>" not in text
+    assert 'href="javascript' not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "Up to 7 at a time" in text
+    assert "{{" not in text
