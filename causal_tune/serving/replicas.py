@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_tune.detector import Detector, load_detector
+from causal_tune.detector import load_detector
 from causal_tune.errors import DetectorError
 from causal_tune.serving.limits import Refused
 
-__all__ = ["Judgement", "Replicas", "Serving", "judge"]
+__all__ = ["Judgement", "Replicas", "Serving"]
 
 _APPLICATION = "causal-tune"
 _DEPLOYMENT = "Scorer"
@@ -53,12 +53,6 @@ class Judgement:
     """Images of the forward pass that it went through."""
 
 
-def judge(detector: Detector, crops: NDArray[np.uint8]) -> list[tuple[float, float, str]]:
-    """Score, probability and verdict of crops of uint8 [n, 224, 224, 3]."""
-    scores = detector.score_features(detector.encoder().encode(crops)[detector.layer]).tolist()
-    return [(score, score, detector.verdict(score)) for score in scores]
-
-
 class _Scorer:
     """One replica: the encoder and the head, one forward pass at a time."""
 
@@ -68,16 +62,13 @@ class _Scorer:
         self._detector = load_detector(folder)
         self._detector.encoder(settings.runtime)
         self._thread = ThreadPoolExecutor(1)  # the loop goes on taking in what the next batch is made of
-        judge(self._detector, np.zeros((1, 224, 224, 3), np.uint8))  # the first pass is slower
+        self._detector.score_crops(np.zeros((1, 224, 224, 3), np.uint8))  # the first pass is slower
 
     async def score_batch(self, crops: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
         """One judgement a crop."""
         loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._thread, lambda: judge(self._detector, np.stack(crops)))
-        return [
-            asdict(Judgement(score=score, probability=probability, verdict=verdict, num_batch=len(crops)))
-            for score, probability, verdict in answers
-        ]
+        scores = await loop.run_in_executor(self._thread, self._detector.score_crops, np.stack(crops))
+        return [{**asdict(score), "num_batch": len(crops)} for score in scores]
 
 
 class Replicas:

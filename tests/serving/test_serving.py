@@ -4,15 +4,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 
 from causal_tune.cli.serve import read_token
 from causal_tune.detector import load_detector
 from causal_tune.errors import InvalidConfig
-from causal_tune.images.decode import decode_crop
 from causal_tune.serving.limits import Limits
-from causal_tune.serving.replicas import judge
 from tests.conftest import run_cli
 from tests.serving.conftest import DETECTOR, Server, multipart, png
 
@@ -24,11 +21,11 @@ class TestScores:
         images = [png(seed) for seed in range(4)]
         answer = server.score(*images)
         assert answer.status == 200
-        expected = judge(load_detector(DETECTOR), np.stack([decode_crop(image) for image in images]))
-        for result, (score, probability, verdict) in zip(answer.document["results"], expected, strict=True):
-            assert result["score"] == pytest.approx(score, abs=1e-5)
-            assert result["probability"] == pytest.approx(probability, abs=1e-5)
-            assert (result["verdict"], result["name"]) == (verdict, "a.png")
+        expected = load_detector(DETECTOR).score_batch(images)
+        for result, one in zip(answer.document["results"], expected, strict=True):
+            assert result["score"] == pytest.approx(one.score, abs=1e-5)
+            assert result["probability"] == pytest.approx(one.probability, abs=1e-5)
+            assert (result["verdict"], result["name"]) == (one.verdict, "a.png")
         digest = load_detector(DETECTOR).description["model_sha256"][:12]
         assert answer.document["model"] == {"id": f"small@{digest}", "calibrated": False}
 
