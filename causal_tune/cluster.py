@@ -7,13 +7,17 @@ from contextlib import contextmanager
 
 from causal_tune.errors import StudyError
 
-__all__ = ["connected"]
+__all__ = ["connected", "has_other_nodes"]
 
 _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+
+
+_is_local = True
+"""Whether this process started the Ray that it is connected to."""
 
 
 @contextmanager
@@ -32,6 +36,8 @@ def connected(address: str | None = None) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS")
+    global _is_local
+    _is_local = not address
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -47,3 +53,10 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def has_other_nodes() -> bool:
+    """Whether the connected Ray is a cluster that has, or may get, nodes beside this one."""
+    import ray
+
+    return not _is_local or sum(node["Alive"] for node in ray.nodes()) > 1

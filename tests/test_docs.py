@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from causal_tune.cli import COMMANDS, main
@@ -74,6 +75,21 @@ def test_python_blocks_run() -> None:
     for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S):
             exec(compile(block, str(page), "exec"), {})
+
+
+def test_manifests_parse_and_their_commands_have_options_that_exist() -> None:
+    import runpy
+
+    blocks = [
+        block for page in PAGES for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.S)
+    ]
+    assert blocks
+    for block in blocks:
+        manifest = yaml.safe_load(block)
+        program, script, *words = manifest["spec"]["entrypoint"].split()
+        assert program == "python"
+        command = runpy.run_path(str(ROOT / script))["main"]
+        assert {word for word in words if word.startswith("--")} <= options_of(command)
 
 
 def test_the_example_of_every_help_page_parses() -> None:

@@ -97,6 +97,19 @@ def study_options(command: Any) -> Any:
             ),
             click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
             click.option(
+                "--threads-per-trial",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                help="CPUs of a trial.",
+            ),
+            click.option(
+                "--gpus-per-trial",
+                type=click.FloatRange(0),
+                default=0.0,
+                help="GPUs of a trial, or a share of one: 0.25 trains four on each. [default: trains on CPUs]",
+            ),
+            click.option(
                 "--max-concurrent", type=click.IntRange(1), help="Trials at a time. [default: the CPUs]"
             ),
             click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]"),

@@ -17,14 +17,16 @@ import optuna
 from ray import tune
 from ray.tune import TuneError
 
-from causal_tune.cluster import connected
+from causal_tune.atomic import atomic_path
+from causal_tune.cluster import connected, has_other_nodes
 from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFailed
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
 from causal_tune.selection import Roles, rank
 from causal_tune.study.journal import JOURNAL, Journal
-from causal_tune.study.search import LedgerSearch, LostTrials
+from causal_tune.study.node_store import serve_store
+from causal_tune.study.search import Endings, LedgerSearch
 from causal_tune.study.spec import StudySpec, freeze, study_path
 from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
 
@@ -208,13 +210,17 @@ class _Run:
             shutil.rmtree(left_over, ignore_errors=True)
         scratch = self.path / f".tune-{os.getpid()}"
         trainable = tune.with_parameters(
-            TrialWorker, spec=self.spec, checkpoints_path=str(self.path / "checkpoints"), work=work
+            TrialWorker,
+            spec=self.spec,
+            store_files=serve_store(self.spec.store_path) if has_other_nodes() else None,
+            work=work,
         )
+        resources = {"cpu": self.spec.threads_per_trial, "gpu": self.spec.gpus_per_trial}
         try:
             with _environment(_TUNE_SETTINGS):
                 # never `Tuner.restore`: its snapshot and the searcher's memory fall apart when killed
                 tune.Tuner(
-                    tune.with_resources(trainable, {"cpu": 1}),
+                    tune.with_resources(trainable, resources),
                     tune_config=tune.TuneConfig(
                         search_alg=search,
                         num_samples=search.num_missing,
@@ -228,7 +234,7 @@ class _Run:
                         # the head is in the study's checkpoints already
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                         failure_config=tune.FailureConfig(max_failures=1),
-                        callbacks=[LostTrials(search, failed_record)],
+                        callbacks=[Endings(search, failed_record)],
                     ),
                 ).fit()
         except TuneError as error:
@@ -247,19 +253,15 @@ class _Run:
                 f"early. {len(self.records)} trials are kept; run the same command again to continue."
             )
 
-    def _record(self, record: TrialRecord) -> None:
-        if record.checkpoint and not (self.path / "checkpoints" / record.checkpoint).is_file():
-            record = failed_record(
-                record.number,
-                record.config,
-                "its checkpoint did not reach the study's folder; on several machines the workspace has to "
-                "be on storage that all of them share",
-            )
+    def _record(self, record: TrialRecord, checkpoint: bytes | None) -> None:
         try:
+            if record.checkpoint and checkpoint is not None:  # before the record that names it
+                with atomic_path(self.path / "checkpoints" / record.checkpoint) as temporary:
+                    temporary.write_bytes(checkpoint)
             self.ledger.add(record)
         except OSError as error:
             raise StudyError(
-                f"Trial {record.number} cannot be written to {self.ledger.path}: {error}. Make room or mend "
+                f"Trial {record.number} cannot be written to {self.path}: {error}. Make room or mend "
                 "the permissions, and run the same command again: it continues."
             ) from error
         self.records[record.number] = record

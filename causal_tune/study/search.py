@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from causal_tune.errors import StudyError
+from causal_tune.errors import StoreError, StudyError
 from causal_tune.ledger import PRUNED, TrialRecord
 from causal_tune.selection import CRITERIA, epoch_score, objective_values, plain, score
 from causal_tune.study.pruning import PRUNER, cutoffs
@@ -17,7 +17,7 @@ from causal_tune.study.spec import StudySpec
 from causal_tune.study.suggestion import Outcome, Suggester, same_trial
 from causal_tune.study.worker import duplicate_record
 
-__all__ = ["LedgerSearch", "LostTrials", "outcome"]
+__all__ = ["Endings", "LedgerSearch", "outcome"]
 
 OBJECTIVE = "objective"
 
@@ -26,8 +26,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
     """Suggests the trial numbers that the ledger lacks, in order, and hands on each that ends.
 
     Unlike Ray's own `OptunaSearch` nothing of it is ever saved or restored: the ledger is its memory. `record` is
-    called once for each trial that ends; what it raises is kept in `failure`, because Ray Tune would only log it,
-    and ends the search.
+    called once for each trial that ends, with the bytes of its checkpoint if it has one; what it raises is kept in
+    `failure`, because Ray Tune would only log it, and ends the search.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
         records: Iterable[TrialRecord],
         *,
         num_trials: int,
-        record: Callable[[TrialRecord], None],
+        record: Callable[[TrialRecord, bytes | None], None],
     ) -> None:
         self._spec = spec
         self._space = spec.search_space()
@@ -110,16 +110,18 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hand on the record of a trial that ended by itself (`LostTrials` tells of the others)."""
+        """Hand on the record of a trial that ended by itself (`Endings` tells of the others)."""
         if result and "record" in result:
-            self.settle(TrialRecord.from_json(json.loads(result["record"])))
+            self.settle(TrialRecord.from_json(json.loads(result["record"])), result.get("checkpoint"))
+        elif result and "broken" in result and not self.failure:
+            self.failure = StoreError(result["broken"])
 
-    def settle(self, record: TrialRecord) -> None:
+    def settle(self, record: TrialRecord, checkpoint: bytes | None = None) -> None:
         """Take a trial's end to the ledger, once."""
         if self.failure or record.number in self._records:
             return
         try:
-            self._record(record)
+            self._record(record, checkpoint)
         except Exception as error:  # noqa: BLE001  kept, and raised by whoever runs the search
             self.failure = error
             return
@@ -167,14 +169,18 @@ def outcome(record: TrialRecord, spec: StudySpec) -> Outcome:
     return Outcome(values=None if value is None else (value,), constraints=constraints)
 
 
-class LostTrials(tune.Callback):  # type: ignore[misc]  # ray ships no types
-    """Turns a trial whose worker died (beyond its one retry) into a failed record."""
+class Endings(tune.Callback):  # type: ignore[misc]  # ray ships no types
+    """Turns a trial whose worker died (beyond its one retry) into a failed record, and lets go of checkpoints."""
 
     def __init__(
         self, search: LedgerSearch, failed: Callable[[int, dict[str, Any], str], TrialRecord]
     ) -> None:
         self._search = search
         self._failed = failed
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Ray Tune keeps the last result of every trial; the checkpoint in it is on the disk by now."""
+        trial.last_result.pop("checkpoint", None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when it gives a trial up."""

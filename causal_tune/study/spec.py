@@ -68,6 +68,8 @@ _BEFORE: dict[str, Any] = {
     "pruner": PRUNER,
     "grace_steps": GRACE_STEPS,
     "reduction": REDUCTION,
+    "threads_per_trial": 1,
+    "gpus_per_trial": 0.0,
 }
 
 
@@ -117,6 +119,10 @@ class StudySpec:
     """Gradient steps before the first rung of the pruner."""
     reduction: int = REDUCTION
     """The pruner lets the best 1 / `reduction` go on from rung to rung."""
+    threads_per_trial: int = 1
+    """CPUs of a trial; the last digits of a result depend on it."""
+    gpus_per_trial: float = 0.0
+    """Share of a GPU that a trial has; with any it trains there."""
     format: int = SPEC_FORMAT
     versions: dict[str, str]
     """Library versions when the study was created."""
@@ -256,6 +262,8 @@ def make_spec(
     grace_steps: int = GRACE_STEPS,
     reduction: int = REDUCTION,
     layers: Sequence[str] | None = None,
+    threads_per_trial: int = 1,
+    gpus_per_trial: float = 0.0,
 ) -> StudySpec:
     """A checked spec. Nothing is written.
 
@@ -293,8 +301,15 @@ def make_spec(
     if layers:
         space = space.over_layers(list(dict.fromkeys(layers)))
 
+    if threads_per_trial < 1 or gpus_per_trial < 0 or (gpus_per_trial > 1 and gpus_per_trial % 1):
+        raise InvalidConfig(
+            f"A trial was given {threads_per_trial} threads and {gpus_per_trial:g} GPUs; at least 1 thread, and no "
+            "GPU, a share below 1 or a whole number of them was expected."
+        )
     if max_concurrent is None:
-        max_concurrent = earlier.max_concurrent if earlier else os.cpu_count() or 1
+        max_concurrent = (
+            earlier.max_concurrent if earlier else max(1, (os.cpu_count() or 1) // threads_per_trial)
+        )
     if max_concurrent < 1:
         raise InvalidConfig(f"{max_concurrent} trials at a time were asked for; at least 1 is needed.")
     if seed < 0:
@@ -323,5 +338,7 @@ def make_spec(
         pruner=pruner,
         grace_steps=grace_steps,
         reduction=reduction,
+        threads_per_trial=threads_per_trial,
+        gpus_per_trial=gpus_per_trial,
         versions=library_versions(),
     )

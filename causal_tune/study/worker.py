@@ -1,4 +1,4 @@
-"""One trial inside a Ray worker: train, keep the head, report the record."""
+"""One trial inside a Ray worker: train, and report the record with the head's bytes."""
 
 import hashlib
 import json
@@ -6,18 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from causal_tune.atomic import atomic_path
-from causal_tune.errors import TrialFailed, TrialPruned
+from causal_tune.errors import StoreError, TrialFailed, TrialPruned
 from causal_tune.features import StudyData, load_study_data
 from causal_tune.ledger import DUPLICATE, FAILED, FINISHED, PRUNED, TrialRecord, non_finite, trial_id
 from causal_tune.selection import CRITERIA, epoch_score
+from causal_tune.study.node_store import local_store
 from causal_tune.study.pruning import hopeless
 from causal_tune.study.spec import StudySpec, library_versions
 from causal_tune.training import Stop, TrialResult, train
@@ -53,13 +52,15 @@ def train_on_store(spec: StudySpec, config: TrialConfig, *, stop: Stop | None = 
             spec.store_path, seen, spec.val_generators, test, config.layer, config.views, degraded
         )
 
-    result = train(config, data(spec.train_generators, spec.test_generators, spec.degraded_views), stop=stop)
+    device = "cuda" if spec.gpus_per_trial and torch.cuda.is_available() else "cpu"
+    judged = data(spec.train_generators, spec.test_generators, spec.degraded_views)
+    result = train(config, judged, device=device, stop=stop)
     if not CRITERIA[spec.criterion].trains_without:
         return result
     left_out = {}
     for name in spec.train_generators:
         others = tuple(other for other in spec.train_generators if other != name)
-        left_out[name] = train(config, data(others, (name,))).generators[name]
+        left_out[name] = train(config, data(others, (name,)), device=device).generators[name]
     return replace(result, left_out=left_out)
 
 
@@ -87,14 +88,13 @@ def run_trial(
     spec: StudySpec,
     number: int,
     config: Mapping[str, Any],
-    checkpoints_path: Path,
     work: Work,
     limits: Mapping[int, float] | None = None,
-) -> TrialRecord:
-    """One trial, from its configuration to its record; whatever goes wrong becomes a failed record.
+) -> tuple[TrialRecord, bytes | None]:
+    """One trial, from its configuration to its record and the bytes of its checkpoint (safetensors).
 
-    The head's state is on the disk before this returns, so a record never names a missing file. `limits` are those of
-    the pruner (`pruning.cutoffs`).
+    Whatever goes wrong becomes a failed record, except that the store is gone (`StoreError`), which is no fault of the
+    configuration. `limits` are those of the pruner (`pruning.cutoffs`).
     """
     started = time.time()
     options: dict[str, Any] = {}
@@ -106,33 +106,33 @@ def run_trial(
         options["stop"] = lambda epochs: hopeless(epochs, limits, tells)
     try:
         result = work(spec, TrialConfig.from_dict(config), **options)
-        record = _finished_record(number, config, result, checkpoints_path, started)
+        record, checkpoint = _finished_record(number, config, result, started)
+    except StoreError:
+        raise
     except TrialPruned as error:
-        return replace(
+        pruned = replace(
             failed_record(number, config, str(error)),
             state=PRUNED,
             epochs=[dict(epoch) for epoch in error.epochs],
             steps=error.epochs[-1]["steps"],
             timings={"trial_s": time.time() - started},
         )
+        return pruned, None
     except TrialFailed as error:
-        return failed_record(number, config, str(error))
+        return failed_record(number, config, str(error)), None
     except Exception as error:  # noqa: BLE001  the study goes on; the reason is in the ledger
-        return failed_record(number, config, f"{type(error).__name__}: {error}")
+        return failed_record(number, config, f"{type(error).__name__}: {error}"), None
     if where := non_finite(record.to_json()):
-        return failed_record(number, config, f"{where} of its result is not a finite number")
-    return record
+        return failed_record(number, config, f"{where} of its result is not a finite number"), None
+    return record, checkpoint
 
 
 def _finished_record(
-    number: int, config: Mapping[str, Any], result: TrialResult, checkpoints_path: Path, started: float
-) -> TrialRecord:
+    number: int, config: Mapping[str, Any], result: TrialResult, started: float
+) -> tuple[TrialRecord, bytes]:
     name = trial_id(number, config)
-    checkpoint_path = checkpoints_path / f"{name}.safetensors"
-    state = {key: value.detach().cpu().contiguous() for key, value in result.head_state.items()}
-    with atomic_path(checkpoint_path) as temporary:
-        save_file(state, str(temporary))
-    return TrialRecord(
+    checkpoint = save({key: value.detach().cpu().contiguous() for key, value in result.head_state.items()})
+    record = TrialRecord(
         number=number,
         id=name,
         state=FINISHED,
@@ -152,10 +152,11 @@ def _finished_record(
         timings={**result.timings, "trial_s": time.time() - started},
         versions=library_versions(),
         head_config=dict(result.head_config),
-        checkpoint=checkpoint_path.name,
-        checkpoint_sha256=hashlib.sha256(checkpoint_path.read_bytes()).hexdigest(),
+        checkpoint=f"{name}.safetensors",
+        checkpoint_sha256=hashlib.sha256(checkpoint).hexdigest(),
         ended_at=time.time(),
     )
+    return record, checkpoint
 
 
 class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray ships no types
@@ -165,28 +166,28 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray ships no types
         self,
         config: dict[str, Any],
         spec: StudySpec | None = None,
-        checkpoints_path: str = "",
+        store_files: Any | None = None,
         work: Work = train_on_store,
     ) -> None:
         """Called once a process."""
         assert spec is not None
-        self._spec, self._checkpoints_path, self._work = spec, Path(checkpoints_path), work
+        self._spec, self._store_files, self._work = spec, store_files, work
         # Ray sets OMP_NUM_THREADS too late for a torch that is imported already
-        torch.set_num_threads(1)
+        torch.set_num_threads(spec.threads_per_trial)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Nothing of the last trial is kept, so any configuration can follow."""
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the trial."""
-        record = run_trial(
-            self._spec,
-            self.config["number"],
-            self.config["config"],
-            self._checkpoints_path,
-            self._work,
-            self.config["limits"],
-        )
+        """Run the trial. The head travels with the record: the driver alone writes to the workspace."""
+        try:
+            here = local_store(self._spec.store_path, self._spec.store_fingerprint, self._store_files)
+            spec = replace(self._spec, store_path=str(here))
+            record, checkpoint = run_trial(
+                spec, self.config["number"], self.config["config"], self._work, self.config["limits"]
+            )
+        except StoreError as error:
+            return {"done": True, "broken": str(error)}
         # as text: Ray Tune flattens nested results, and a generator's name may hold its separator
-        return {"done": True, "record": json.dumps(record.to_json())}
+        return {"done": True, "record": json.dumps(record.to_json()), "checkpoint": checkpoint}

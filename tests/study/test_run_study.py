@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -5,15 +6,17 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 import tiny
 from safetensors.torch import load_file
 
-from causal_tune.errors import InvalidConfig, StudyError, TrackingError
+from causal_tune.errors import InvalidConfig, StoreError, StudyError, TrackingError
 from causal_tune.features import load_study_data
 from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.lock import owned
 from causal_tune.selection import best, score
+from causal_tune.study.node_store import local_store, serve_store
 from causal_tune.study.run import _Run, run_study
 from causal_tune.study.spec import study_path
 from causal_tune.study.worker import _study_data
@@ -225,12 +228,68 @@ def test_a_ledger_that_cannot_be_written_is_told_with_the_cause(tmp_path, undist
     run = _Run(tiny.make_tiny_spec(tmp_path), tmp_path, 1, None, None)
     (tmp_path / "trials").write_text("a file where the folder should be")
     with pytest.raises(StudyError, match="cannot be written"):
-        run._record(undisturbed.records[0])
+        run._record(undisturbed.records[0], b"")
 
 
-def test_a_record_whose_checkpoint_is_not_there_is_a_failure(tmp_path, undisturbed):
+def test_a_checkpoint_is_on_the_disk_before_the_record_that_names_it(tmp_path, undisturbed, monkeypatch):
     run = _Run(tiny.make_tiny_spec(tmp_path), tmp_path, 1, None, None)
-    run._record(undisturbed.records[0])
-    (record,) = Ledger(tmp_path / "trials").records()
-    assert (record.state, record.checkpoint) == ("failed", None)
-    assert "storage that all of them share" in record.reason
+    record = undisturbed.records[0]
+    monkeypatch.setattr(run.ledger, "add", lambda record: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(StudyError, match="no space left"):
+        run._record(record, b"the head")
+    assert (tmp_path / "checkpoints" / record.checkpoint).read_bytes() == b"the head"
+
+
+def test_a_store_that_goes_away_ends_the_study_and_counts_against_no_trial(tmp_path, undisturbed):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    with pytest.raises(StoreError, match="Bring it back"):
+        run_study(spec, num_trials=6, workspace=tmp_path, work=tiny.vanishing)
+    records = Ledger(study_path(tmp_path, "tiny") / "trials").records()
+    assert 1 <= len(records) < 6
+    assert all(record.finished for record in records)
+    (tmp_path / "gone").rename(tmp_path / "store")
+    result = run_study(spec, num_trials=6, workspace=tmp_path)
+    assert result.num_finished == 6
+
+
+def test_a_trial_has_the_threads_that_were_asked_for(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, threads_per_trial=2, max_concurrent=1)
+    result = run_study(spec, num_trials=1, workspace=tmp_path, work=tiny.threaded)
+    assert result.records[0].steps == 2
+
+
+def test_a_node_without_the_store_fetches_it_once(tmp_path, monkeypatch):
+    store = tiny.make_store(tmp_path / "store")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = serve_store(store.path)
+    elsewhere = tmp_path / "not" / "here"
+    copy = local_store(elsewhere, store.fingerprint, files)
+    assert copy.is_relative_to(tmp_path / "cache")
+    for path in (path for path in store.path.rglob("*") if path.is_file()):
+        assert (copy / path.relative_to(store.path)).read_bytes() == path.read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
+    assert local_store(elsewhere, store.fingerprint, files) == copy
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
+    assert local_store(store.path, store.fingerprint, files) == store.path
+    with pytest.raises(StoreError, match="is not the store"):
+        local_store(elsewhere, "0" * 16, files)
+    with pytest.raises(StoreError, match="is gone"):
+        local_store(elsewhere, store.fingerprint, None)
+    ray.kill(files)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_a_node_is_lost_another_joins_and_the_study_ends_as_undisturbed(tmp_path, undisturbed):
+    """In a process of its own: this one is connected to a Ray already."""
+    tiny.make_tiny_spec(tmp_path)
+    program = Path(__file__).with_name("two_nodes.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), str(NUM_TRIALS)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["lost"] in told["nodes"]  # it had trained some
+    assert told["joined"] in told["nodes"]
+    records = Ledger(study_path(tmp_path, "tiny") / "trials").records()
+    assert substances(records) == substances(undisturbed.records)

@@ -54,7 +54,9 @@ def outcome(number: int, config: dict, limits: dict) -> TrialRecord:
 def drive(spec, ledger, *, seed, num_trials=NUM_TRIALS, die_after=10**9):
     """What Ray Tune does with a searcher, trials ending in random order; True where it was not killed."""
     rng = random.Random(seed)
-    search = LedgerSearch(spec, ledger.records(), num_trials=num_trials, record=ledger.add)
+    search = LedgerSearch(
+        spec, ledger.records(), num_trials=num_trials, record=lambda record, checkpoint: ledger.add(record)
+    )
     running, asked = {}, 0
     while die_after > 0:
         while len(running) < spec.max_concurrent:
@@ -159,7 +161,7 @@ def test_the_same_configuration_is_not_trained_twice(tmp_path):
     space = load_space("nearest")  # has 8 configurations
     spec = tiny.make_tiny_spec(tmp_path, space=space, max_concurrent=3)
     ledger = Ledger(tmp_path / "trials")
-    search = LedgerSearch(spec, [], num_trials=15, record=ledger.add)
+    search = LedgerSearch(spec, [], num_trials=15, record=lambda record, checkpoint: ledger.add(record))
     trained = []
     while (suggested := search.suggest(f"t{len(trained)}")) != Searcher.FINISHED:
         trained.append(suggested["number"])
@@ -188,7 +190,7 @@ def test_a_gaussian_process_suggests_the_same_in_any_order_and_after_any_kill(tm
 def test_enqueued_seeds_make_other_trials_of_one_configuration(tmp_path):
     space = dataclasses.replace(tiny.small_space(), enqueued=({"seed": 1}, {"seed": 2}, {"seed": 1}, {}))
     search = LedgerSearch(
-        tiny.make_tiny_spec(tmp_path, space=space), [], num_trials=4, record=lambda record: None
+        tiny.make_tiny_spec(tmp_path, space=space), [], num_trials=4, record=lambda record, checkpoint: None
     )
     assert [search.suggest(f"t{n}")["config"]["seed"] for n in range(2)] == [1, 2]
     assert search.suggest("t2") == Searcher.FINISHED
@@ -197,7 +199,7 @@ def test_enqueued_seeds_make_other_trials_of_one_configuration(tmp_path):
 
 def test_enqueued_trials_are_never_pruned_and_others_by_those_before_them(tmp_path):
     spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1, pruner="asha", grace_steps=50, reduction=2)
-    search = LedgerSearch(spec, [], num_trials=12, record=lambda record: None)
+    search = LedgerSearch(spec, [], num_trials=12, record=lambda record, checkpoint: None)
     for number in range(12):
         suggested = search.suggest(f"t{number}")
         num_rivals = sum(search._records[other].finished for other in range(number))
@@ -216,7 +218,7 @@ def test_several_objectives_are_searched(tmp_path):
         other = {"ap": 1 - abs(config["beta"] - 3) / 10}
         return dataclasses.replace(record, config=config, generators={**record.generators, "glide": other})
 
-    search = LedgerSearch(spec, [], num_trials=40, record=lambda record: None)
+    search = LedgerSearch(spec, [], num_trials=40, record=lambda record, checkpoint: None)
     for number in range(40):
         search.settle(told(**search.suggest(f"t{number}")))
     values = [objective_values(record, spec.objectives) for record in search._records.values()]
@@ -225,7 +227,7 @@ def test_several_objectives_are_searched(tmp_path):
 
 
 def test_a_suggestion_waits_for_the_results_it_depends_on(spec):
-    search = LedgerSearch(spec, [], num_trials=20, record=lambda record: None)
+    search = LedgerSearch(spec, [], num_trials=20, record=lambda record, checkpoint: None)
     suggested = [search.suggest(f"t{number}") for number in range(spec.window + 1)]
     assert [item and item["number"] for item in suggested] == [*range(spec.window), None]
     search.settle(outcome(**suggested[1]))
@@ -246,7 +248,7 @@ def test_the_search_learns_from_results(spec, undisturbed):
 
 
 def test_a_record_that_cannot_be_kept_ends_the_search(spec):
-    def full(record):
+    def full(record, checkpoint):
         raise StudyError("the disk is full")
 
     search = LedgerSearch(spec, [], num_trials=5, record=full)

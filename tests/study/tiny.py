@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from causal_tune.errors import TrialFailed
 from causal_tune.features import FeatureStore, StoreSpec, finish_store, shard_path, shard_ranges, write_shard
@@ -148,6 +149,37 @@ def deadly(spec: StudySpec, config: TrialConfig) -> TrialResult:
         (died.parent / "died-once").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return train_on_store(spec, config)
+
+
+def vanishing(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """The real trial; the store is moved away after the second."""
+    store = Path(spec.store_path)
+    result = train_on_store(spec, config)
+    if len(list((store.parent / "studies" / spec.name / "trials").glob("0*.json"))) == 1:
+        store.rename(store.parent / "gone")
+    return result
+
+
+def threaded(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """Tells the threads that it has as its number of steps."""
+    return dataclasses.replace(train_on_store(spec, config), num_steps=torch.get_num_threads())
+
+
+def placed(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """The real trial, leaving the name of its node; once a node is lost it waits for a third one to be used."""
+    folder = Path(spec.store_path).parent
+    with (folder / "nodes").open("a") as file:
+        file.write(ray.get_runtime_context().get_node_id() + "\n")
+    time.sleep(1)
+    deadline = time.monotonic() + 60
+    while (folder / "lost").exists() and len(nodes_used(folder)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return train_on_store(spec, config)
+
+
+def nodes_used(folder: Path) -> list[str]:
+    """The nodes on which `placed` ran."""
+    return sorted(set((folder / "nodes").read_text().split())) if (folder / "nodes").exists() else []
 
 
 # Ray's workers do not have this folder on their path
