@@ -5,6 +5,7 @@
         detector.json      head, layer, encoder with weights hash, preprocessing, calibration, threshold, label map,
                            metrics and provenance
         README.md          the model card
+        model.onnx         the head for other programs; images.onnx on request (`onnx_graphs`)
 
     detector = load_detector("detectors/real")
     detector.score_image("photo.jpg")

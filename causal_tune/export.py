@@ -23,6 +23,7 @@ from causal_tune.images.index import index_sha256, read_index
 from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.model_card import model_card
+from causal_tune.onnx_graphs import write_head, write_images
 from causal_tune.resampling import Scored
 from causal_tune.selection import CRITERIA, best, score
 from causal_tune.study.finalists import read_finalists, representative
@@ -46,6 +47,7 @@ def export_detector(
     trial: int | None = None,
     fpr: float = FALSE_POSITIVES,
     index: Path | None = None,
+    onnx_images: bool = False,
     force: bool = False,
 ) -> Detector:
     """Write the winner of a study by `criterion` (default: the study's own) to `folder`; the whole or nothing.
@@ -53,7 +55,8 @@ def export_detector(
     Where the study has finalists and no `criterion` is asked for, it is the configuration that they chose, in the best
     of its trainings by the criterion; `trial` names one by its number instead. `fpr` is the wished rate of false
     verdicts (`calibration.choose_cuts`). The card tells what the audit finds in `index`, or in the index of the
-    workspace that the store was made from.
+    workspace that the store was made from. The head is also written as ONNX, and with `onnx_images` the way from crops
+    to scores (`onnx_graphs`).
 
     An existing detector in `folder` is replaced; anything else there is refused. Raises `StudyError` where no trial
     can be chosen, or it has no result, a collapsed mask (unless `force`), a checkpoint that is missing or damaged, or
@@ -147,6 +150,10 @@ def export_detector(
         (temporary / "model.safetensors").write_bytes(data)
         write_json(temporary / "detector.json", description)
         write_text(temporary / "README.md", model_card(description))
+        written = load_detector(temporary)
+        write_head(written, temporary)
+        if onnx_images:
+            write_images(written, temporary)
     return load_detector(folder)
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from causal_tune.causal.layers import mlp, probe
+from causal_tune.causal.layers import chunks, mlp, probe
 from causal_tune.causal.mask import EVALUATION_MASKS, NOISES, mask_statistics, split
 from causal_tune.causal.trainer import CausalTrainer
 
@@ -171,7 +171,7 @@ class CausalHead(nn.Module):
         return evaluate(self.mask_network(rows), self.temperature, noise, self.settings.evaluation_quantiles)
 
     def _rows(self, features: Float[Tensor, "N d"]) -> Iterator[Tensor]:
-        return iter(torch.split(features, _CPU_ROWS if features.device.type == "cpu" else _DEVICE_ROWS))
+        return iter(chunks(features, _CPU_ROWS if features.device.type == "cpu" else _DEVICE_ROWS))
 
 
 @final

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["linear", "mlp", "probe"]
+__all__ = ["chunks", "linear", "mlp", "probe"]
+
+
+def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """`torch.split`, but in one piece while a graph is traced: it would keep the number of pieces of its example.
+
+    >>> [len(piece) for piece in chunks(torch.zeros(5, 2), 2)]
+    [2, 2, 1]
+    """
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return (rows,) if tracing else tuple(torch.split(rows, size))
 
 
 def linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.Linear:

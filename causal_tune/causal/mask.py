@@ -10,6 +10,7 @@ Symbols are the paper's; B is the batch and d the width of the features:
 Every function is pure: noise is an argument, drawn by `gumbel_noise` and `drop_noise`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from types import MappingProxyType
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from causal_tune.causal.layers import chunks
 
 __all__ = [
     "EVALUATION_MASKS",
@@ -170,7 +173,7 @@ def expected_mask(
     """
     shifts = [quantile / tau for quantile in noise.quantiles(quantiles)]
     # a few rows at a time stay in a processor's cache
-    parts = torch.split(logits, _ROWS_IN_CACHE) if logits.device.type == "cpu" else (logits,)
+    parts = chunks(logits, _ROWS_IN_CACHE) if logits.device.type == "cpu" else (logits,)
     means = []
     for part in parts:
         scaled = part / tau
@@ -228,9 +231,13 @@ def hard_mask(logits: Float[Tensor, "B d"], noise: Noise = NOISES["gumbel"]) -> 
     return (logits > -noise.median).to(logits.dtype)
 
 
+@functools.cache
+def _draws(draw: Callable[[tuple[int, ...], torch.Generator], Tensor], points: int, width: int) -> Tensor:
+    return draw((points, width), torch.Generator().manual_seed(0))
+
+
 def _sampled(logits: Tensor, tau: float, noise: Noise, points: int) -> Tensor:
-    draws = noise.draw((points, logits.shape[1]), torch.Generator().manual_seed(0))
-    return sampled_mask(logits, tau, draws.to(logits))
+    return sampled_mask(logits, tau, _draws(noise.draw, points, int(logits.shape[1])).to(logits))
 
 
 EVALUATION_MASKS: Mapping[str, Callable[[Tensor, float, Noise, int], Tensor]] = MappingProxyType(

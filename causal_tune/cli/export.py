@@ -30,6 +30,9 @@ __all__ = ["export_command"]
     type=click.Path(path_type=Path),
     help="Image index whose audit the model card tells. [default: that of the store, if in the workspace]",
 )
+@click.option(
+    "--onnx-images", is_flag=True, help="Write images.onnx, crops to scores, beside the head's model.onnx."
+)
 @click.option("--force", is_flag=True, help="Export a head whose mask has collapsed, too.")
 @workspace_option
 @json_option
@@ -40,6 +43,7 @@ def export_command(
     trial: int | None,
     fpr: float,
     index: Path | None,
+    onnx_images: bool,
     force: bool,
     workspace: Path,
     as_json: bool,
@@ -48,7 +52,14 @@ def export_command(
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
     detector = export_detector(
-        study_path, folder, criterion=criterion, trial=trial, fpr=fpr, index=index, force=force
+        study_path,
+        folder,
+        criterion=criterion,
+        trial=trial,
+        fpr=fpr,
+        index=index,
+        onnx_images=onnx_images,
+        force=force,
     )
     described = detector.description
 

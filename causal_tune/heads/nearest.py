@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from causal_tune.causal.layers import chunks
 from causal_tune.errors import TrialFailed
 from causal_tune.heads.normaliser import Normaliser
 
@@ -68,7 +69,7 @@ class NearestHead(nn.Module):
         if not len(self.real):
             return features.new_zeros(len(features))  # no bank: undecided
         rows_at_once = max(1, _DISTANCES // max(len(self.real), len(self.generated)))
-        return torch.cat([self._score(rows) for rows in torch.split(_unit(features), rows_at_once)])
+        return torch.cat([self._score(rows) for rows in chunks(_unit(features), rows_at_once)])
 
     def _score(self, unit: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         m = (self.settings.neighbours + 1) // 2
