@@ -33,6 +33,11 @@ __all__ = ["export_command"]
 @click.option(
     "--onnx-images", is_flag=True, help="Write images.onnx, crops to scores, beside the head's model.onnx."
 )
+@click.option(
+    "--mlflow-model",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write the detector as an MLflow model, too, to this new folder.",
+)
 @click.option("--force", is_flag=True, help="Export a head whose mask has collapsed, too.")
 @workspace_option
 @json_option
@@ -44,6 +49,7 @@ def export_command(
     fpr: float,
     index: Path | None,
     onnx_images: bool,
+    mlflow_model: Path | None,
     force: bool,
     workspace: Path,
     as_json: bool,
@@ -62,6 +68,10 @@ def export_command(
         force=force,
     )
     described = detector.description
+    if mlflow_model is not None:
+        from causal_tune.pyfunc import save_mlflow_model  # MLflow takes seconds that others need not wait for
+
+        save_mlflow_model(folder, mlflow_model)
 
     def show() -> None:
         calibration, unsure = described["calibration"], described["unsure"]

@@ -1,0 +1,95 @@
+"""A detector as an MLflow model, loaded where this package's folder is not on the path."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from causal_tune.detector import load_detector
+from causal_tune.errors import TrackingError
+from causal_tune.pyfunc import save_mlflow_model
+from tests.conftest import draw
+
+pytestmark = pytest.mark.slow
+
+DETECTOR = Path(__file__).parent / "stored" / "detector-format-1"
+
+SCRIPT = """
+import json, sys
+import numpy as np, pandas as pd, mlflow.pyfunc
+target, image, features = sys.argv[1:]
+model = mlflow.pyfunc.load_model(target)
+import causal_tune
+found = {"from": causal_tune.__file__}
+for name, frame in {
+    "path": pd.DataFrame({"path": [image, "missing.png"]}),
+    "image": pd.DataFrame({"image": [open(image, "rb").read(), b"no image"]}),
+    "features": pd.DataFrame({"features": np.load(features).astype(float).tolist()}),
+}.items():
+    found[name] = json.loads(model.predict(frame).to_json(orient="records"))
+try:
+    model.predict(pd.DataFrame({"path": [image], "image": [b""]}))
+except Exception as error:
+    found["error"] = str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_mlflow_model(DETECTOR, tmp_path_factory.mktemp("mlflow") / "model")
+
+
+def test_it_scores_in_another_process_without_this_folder(saved: Path, tmp_path: Path) -> None:
+    draw(1, generated=True, size=300).save(tmp_path / "image.png")
+    features = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+    np.save(tmp_path / "features.npy", features)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        str(saved),
+        str(tmp_path / "image.png"),
+        str(tmp_path / "features.npy"),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["from"].startswith(str(saved))
+    detector = load_detector(DETECTOR)
+    expected = detector.score_image(tmp_path / "image.png")
+    for name, reason in (("path", "no such file"), ("image", "not a JPEG")):
+        good, bad = found[name]
+        assert good["score"] == pytest.approx(expected.score, abs=1e-4)
+        assert good["probability"] == pytest.approx(expected.probability, abs=1e-4)
+        assert (good["verdict"], good["reason"]) == (expected.verdict, None)
+        assert bad["score"] is None
+        assert reason in bad["reason"]
+    scores = [one.score for one in detector.scores(detector.logits(features))]
+    assert [one["score"] for one in found["features"]] == pytest.approx(scores, abs=1e-4)
+    assert "exactly one of" in found["error"]
+
+
+def test_it_is_code_with_signature_example_and_requirements(saved: Path) -> None:
+    names = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
+    assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
+    text = (saved / "MLmodel").read_text()
+    assert all(f'"name": "{column}"' in text for column in ("image", "path", "features", "verdict"))
+    required = (saved / "requirements.txt").read_text().splitlines()
+    assert all("==" in line for line in required)
+    assert any(line.startswith("torch==") for line in required)
+    example = json.loads((saved / "input_example.json").read_text())
+    assert pd.DataFrame(**example).columns.tolist() == ["features"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrackingError, match="exists already"):
+        save_mlflow_model(DETECTOR, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
