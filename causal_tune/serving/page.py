@@ -64,12 +64,11 @@ def _to_html(markdown: str) -> str:
 
 
 def _limits_of(card: str) -> tuple[str, str]:
-    """What stands under the card's heading `Limits`, and the rest.
+    """What stands under the card's headings `Where it fails` and `Limits`, and the rest.
 
     >>> _limits_of("# A\\n\\nText.\\n\\n## Limits\\n\\n- One.\\n\\n## More\\n\\nEnd.")
-    ('- One.', '# A\\n\\nText.\\n\\n## More\\n\\nEnd.')
+    ('### Limits\\n\\n- One.', '# A\\n\\nText.\\n\\n## More\\n\\nEnd.')
     """
-    found = re.search(r"^## Limits\n(.*?)(?=^## |\Z)", card, flags=re.M | re.S)
-    if not found:
-        return "The model card names no limits.", card
-    return found[1].strip(), card[: found.start()] + card[found.end() :]
+    section = re.compile(r"^## (Where it fails|Limits)\n(.*?)(?=^## |\Z)", flags=re.M | re.S)
+    found = [f"### {name}\n\n{text.strip()}" for name, text in section.findall(card)]
+    return "\n\n".join(found) or "The model card names no limits.", section.sub("", card)

@@ -12,7 +12,7 @@ const TITLES = {
 const EXPLANATIONS = {
   generated: "That is no proof: the limits below say where this fails.",
   real: "That is no proof: a generator this detector does not know can pass.",
-  unsure: "The score lies where real and generated images are both found.",
+  unsure: "The score lies where both real and generated images are found, or neither.",
 };
 
 function element(name, text, className) {
