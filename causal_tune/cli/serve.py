@@ -122,11 +122,8 @@ def serve_command(
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     bound = listen(host, port)
     host, port = bound.getsockname()[:2]
-    if not token and not ipaddress.ip_address(host).is_loopback:
-        err.print(
-            f"Warning: {host} can be reached from other machines and there is no token: whoever reaches it can "
-            f"use it. Give --token-file or ${_TOKEN_VARIABLE}."
-        )
+    if warning := open_to_all(host, token):
+        err.print(warning)
     started = time.monotonic()
     pool = Decoders(decoders, loaded.preprocessing, limits)
     serving = Serving(
@@ -150,6 +147,16 @@ def serve_command(
             pool.close()
             asked.stop()
     log("ended")
+
+
+def open_to_all(host: str, token: str | None) -> str | None:
+    """A warning where other machines reach this address and need no token."""
+    if token or ipaddress.ip_address(host).is_loopback:
+        return None
+    return (
+        f"Warning: {host} can be reached from other machines and there is no token: whoever reaches it can "
+        f"use it. Give --token-file or ${_TOKEN_VARIABLE}."
+    )
 
 
 def _is_there(module: str) -> bool:

@@ -59,7 +59,7 @@ class _Impatient(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """SIGTERM and Ctrl-C end it once what it has begun is answered; a third one ends it at once."""
+    """SIGTERM and Ctrl-C end it once what it has begun is answered; Ctrl-C again ends it at once."""
 
     def __init__(self, config: uvicorn.Config, gate: Gate, announce: Callable[[], None]) -> None:
         super().__init__(config)

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from causal_tune.cli.serve import read_token
+from causal_tune.cli.serve import open_to_all, read_token
 from causal_tune.detector import load_detector
 from causal_tune.errors import InvalidConfig
-from causal_tune.serving.limits import Limits
+from causal_tune.serving.limits import Limits, Refused
+from causal_tune.serving.reading import Held
 from tests.conftest import run_cli
 from tests.serving.conftest import DETECTOR, Server, multipart, png
 
@@ -149,3 +150,21 @@ def test_wrong_usage_ends_before_anything_is_started(tmp_path) -> None:
         result = run_cli("serve", DETECTOR, "--port", taken.getsockname()[1])
     assert result.exit_code == 2
     assert "cannot be listened on" in result.output
+
+
+def test_only_an_address_that_others_reach_needs_a_token() -> None:
+    for host in ("127.0.0.1", "127.8.8.8", "::1"):
+        assert open_to_all(host, None) is None
+    for host in ("0.0.0.0", "::", "192.168.0.7"):
+        assert "no token" in str(open_to_all(host, None))
+        assert open_to_all(host, "0123456789abcdef") is None
+
+
+def test_all_bodies_together_have_a_limit() -> None:
+    held = Held(Limits(max_body_bytes=100, max_held_bytes=250))
+    held.take(200)
+    with pytest.raises(Refused) as refused:
+        held.take(51)
+    assert (refused.value.status, refused.value.retry_after_s, held.num_bytes) == (503, 1, 200)
+    held.num_bytes -= 200
+    held.take(51)
