@@ -81,6 +81,11 @@ class Detector:
         return str(self.description["name"])
 
     @property
+    def unsure(self) -> tuple[float, float]:
+        """The ends of the unsure band, in logits: real below the first, generated from the second on."""
+        return self._real_below, self._generated_from
+
+    @property
     def threshold(self) -> float:
         """The score from which on at most the wished share of real images lies (`description["threshold"]`)."""
         return float(self.description["threshold"]["score"])

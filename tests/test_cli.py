@@ -186,7 +186,12 @@ def test_evaluate_agrees_with_the_trial_and_encodes_nothing_again(finished: Fini
     trial = load_detector(finished.detector).description["metrics"]["generators"]
     for name in ("beta", "gamma"):
         assert document["generators"][name]["ap"] == pytest.approx(trial[name]["ap"], abs=1e-9)
-    assert "all were stored before" in run_cli(*words).output
+        assert document["generators"][name]["intervals"]["auc"] == trial[name]["intervals"]["auc"]
+    shown = run_cli(*words).output
+    assert "all were stored before" in shown
+    auc = document["generators"]["gamma"]["auc"]
+    assert f"{100 * auc:.1f} [" in shown
+    assert "false alarms" in shown
 
 
 def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path, ray_local: None) -> None:
