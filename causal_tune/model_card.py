@@ -188,7 +188,7 @@ def _share(description: Mapping[str, Any]) -> str:
 def _calibration(description: Mapping[str, Any]) -> str:
     one = description["calibration"]
     return (
-        f"Platt's: probability = sigmoid({one['slope']:.4g} x logit + {one['offset']:.4g}), fitted on "
+        f"Platt's: probability = sigmoid({one['slope']:.4g} x logit + {one['offset']:.4f}), fitted on "
         f"{one['provenance']} ({one['num_real']} real and {one['num_generated']} generated images). Expected "
         f"calibration error in 15 bins: {_percent(one['ece_before'])} before, {_percent(one['ece_after'])} after "
         "(cross-fitted: no image is judged by a fit that it was part of)."

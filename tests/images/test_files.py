@@ -24,7 +24,8 @@ from causal_tune.images.files import below, join, located, parent, read_image_by
 from causal_tune.images.index import index_sha256, origin, read_index, skipped_files
 from causal_tune.images.layouts import build_index
 from causal_tune.images.pieces import decode_piece
-from tests.conftest import run_cli
+from causal_tune.prediction import image_paths, predict
+from tests.conftest import draw, run_cli
 from tests.images.tasks import clean_task
 from tests.images.trees import PNG, found, make, make_forensynths_test, make_genimage, make_univfd, refused
 
@@ -215,3 +216,20 @@ def test_a_password_is_not_repeated_in_an_error():
     with pytest.raises(IndexingError, match="s3://, gs://") as caught:
         located("ftp://name:hidden@host/x")
     assert "hidden" not in str(caught.value)
+
+
+def test_a_bucket_is_scored_as_its_files_are(s3, tmp_path):
+    detector = Path(__file__).parents[1] / "stored" / "detector-format-1"
+    folder = s3.root / "bucket" / "photos" / "a b"
+    folder.mkdir(parents=True)
+    for seed in range(3):
+        draw(seed, generated=bool(seed % 2), size=240).save(folder / f"{seed}.png")
+    (folder / "notes.txt").write_text("left out")
+    names, num_skipped = image_paths([s3.uri("bucket/photos")])
+    assert num_skipped == 1
+    assert names == [s3.uri(f"bucket/photos/a%20b/{seed}.png") for seed in range(3)]
+    names.append(s3.uri("bucket/photos/none.png"))
+    remote = predict(detector, names, tmp_path / "scores.jsonl", num_first=4).first
+    local = predict(detector, image_paths([str(folder)])[0], num_first=3).first
+    assert [one.score for one in remote[:3]] == pytest.approx([one.score for one in local], abs=1e-6)
+    assert [one.reason for one in remote] == [None, None, None, "no such file"]
