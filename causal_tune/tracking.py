@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import urllib.error
@@ -23,7 +24,9 @@ from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, score
 from causal_tune.study.spec import StudySpec
 
-__all__ = ["Tracker", "default_uri"]
+__all__ = ["EXPERIMENT", "Tracker", "default_uri"]
+
+EXPERIMENT = "causal-tune"
 
 # What MLflow calls an experiment whose runs are trainings: its page then opens as a table of runs
 # instead of traces. Newer pages take the same wish from the address (`Tracker.ui_path`).
@@ -99,7 +102,7 @@ class Tracker:
                 run = self._client.create_run(
                     self.experiment_id,
                     start_time=began_ms,
-                    run_name=f"{self.spec.name} {record.number}",
+                    run_name=_run_name(record),
                     tags={_PARENT: self.parent_run_id, _TRIAL: record.id},
                 )
                 run_id = run.info.run_id
@@ -113,7 +116,7 @@ class Tracker:
             )
             for start in range(len(first), len(metrics), _MAX_METRICS):
                 self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
-            status = "FINISHED" if record.finished else "FAILED"
+            status = {"finished": "FINISHED", "failed": "FAILED"}.get(record.state, "KILLED")
             self._client.set_terminated(run_id, status=status, end_time=ended_ms)
         self._runs[record.id] = (run_id, True)
 
@@ -129,6 +132,7 @@ class Tracker:
         from mlflow.entities import Metric, RunTag
 
         with self._refusals():
+            self._client.set_tag(self.parent_run_id, "mlflow.note.content", _description(self.spec, best))
             if best is not None:
                 ended_ms = int(best.ended_at * 1000)
                 tags = {"causal_tune.best_trial": best.id, "causal_tune.best_run": self._runs[best.id][0]}
@@ -225,7 +229,7 @@ class Tracker:
             "causal_tune.study": self.spec.name,
             "causal_tune.criterion": self.spec.criterion,
             "causal_tune.store_fingerprint": self.spec.store_fingerprint,
-            "mlflow.note.content": self.spec.space["question"],
+            "mlflow.note.content": _description(self.spec, None),
         }
         run = self._client.create_run(self.experiment_id, run_name=self.spec.name, tags=tags)
         spec = {key: value for key, value in self.spec.to_json().items() if key != "space"}
@@ -278,13 +282,74 @@ def _connect(uri: str) -> Any:
         ) from error
 
 
+def _run_name(record: TrialRecord) -> str:
+    """What a human tells runs apart by: `007 causal cls@7`."""
+    return f"{record.number:03d} {record.config.get('head')} {record.config.get('layer', '')}".rstrip()
+
+
+def _description(spec: StudySpec, best: TrialRecord | None) -> str:
+    """The parent run's page, in Markdown: the question, the roles, the criterion, the winner, the command."""
+    roles = {
+        "trained on": spec.train_generators,
+        "chosen by": spec.val_generators,
+        "judged on": spec.test_generators,
+    }
+    lines = [spec.space["question"].strip(), "", "| role | generators |", "|---|---|"]
+    lines += [f"| {role} | {', '.join(names) or '-'} |" for role, names in roles.items()]
+    lines += ["", f"Criterion `{spec.criterion}`: {CRITERIA[spec.criterion].summary}."]
+    if best is not None:
+        value = score(best, spec.criterion, spec.roles)
+        test = score(best, "oracle", spec.roles) if spec.test_generators else None
+        settings = ", ".join(
+            f"{key} {_short(best.config.get(key))}" for key in sorted(spec.space["distributions"])
+        )
+        lines += [
+            "",
+            f"**Best of the search: trial {best.id}** ({best.config['head']}, layer "
+            f"`{best.config.get('layer', 'proj')}`), "
+            f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}. "
+            f"`causal-tune finalists {spec.name}` says how sure that is.",
+            "",
+            settings + ".",
+        ]
+    command = [
+        "causal-tune tune --store",
+        shlex.quote(spec.store_path),
+        "--space",
+        shlex.quote(spec.space_name),
+    ]
+    command += ["--study", spec.name, "--trials N --seed", str(spec.seed), "--criterion", spec.criterion]
+    command += ["--sampler", spec.sampler, "--pruner", spec.pruner]
+    command += [word for name in spec.train_generators for word in ("--train-generator", shlex.quote(name))]
+    for option, names in (
+        ("--val-generators", spec.val_generators),
+        ("--test-generators", spec.test_generators),
+    ):
+        command += [option, shlex.quote(",".join(names))] if names else []
+    layer = spec.space["distributions"].get("layer")
+    if layer:
+        command += ["--layers", ",".join(map(str, layer["attributes"]["choices"]))]
+    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", "    " + " ".join(command)]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:.2f} %"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _metrics(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Iterator[tuple[str, float, int]]:
     """Name, value and step of everything to be logged: per epoch first, then the results."""
     best_epoch = record.best_epoch or 0
     if epochs:
         for epoch in record.epochs:
             step = int(epoch["epoch"])
-            yield from ((name, value, step) for name, value in _numbers(epoch) if name != "epoch")
+            yield from (
+                (name, value, step) for name, value in _numbers(epoch) if name not in ("epoch", "kept")
+            )
     if not record.finished:
         return
     folders = {

@@ -351,3 +351,13 @@ def test_a_submitted_job_needs_an_absolute_workspace(monkeypatch: pytest.MonkeyP
     result = run_cli("leaderboard", "x", "--workspace", "relative")
     assert result.exit_code == 2
     assert "absolute path" in " ".join(result.output.split())
+
+
+def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    words = ("sync", "small", "--tracking-uri", uri, "--workspace", finished.workspace)
+    first, second = run_cli(*words), run_cli(*words)
+    assert first.exit_code == second.exit_code == 0, first.output
+    assert "3 of 3 trials delivered" in first.output
+    assert "0 of 3 trials delivered; 3 were there already" in second.output
+    assert run_cli("sync", "nothing", "--workspace", finished.workspace).exit_code == 2

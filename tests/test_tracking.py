@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from causal_tune.cli import main
 from causal_tune.errors import TrackingError
 from causal_tune.ledger import TrialRecord, trial_id
 from causal_tune.selection import Roles
@@ -257,3 +259,35 @@ def test_a_real_server_takes_a_study_and_its_loss_is_told(tmp_path):
     with pytest.raises(TrackingError, match="delivers what is missing"):
         tracker.log_trial(make_record(2), ROLES)
     assert time.monotonic() - started < 30
+
+
+def test_the_parent_run_says_what_the_study_is_and_how_it_is_made_again(database):
+    tracker = Tracker(database, "described", make_spec(uid="described"))
+    tracker.start()
+    records = [make_record(number) for number in range(3)]
+    assert tracker.sync(records) == 3
+    tracker.finish(records[2])
+    parent = tracker._client.get_run(tracker.parent_run_id)
+    text = parent.data.tags["mlflow.note.content"]
+    assert tracker.spec.space["question"].strip() in text
+    assert f"trial {records[2].id}" in text
+    assert "| chosen by | cycle gan+ |" in text
+    assert "--val-generators 'cycle gan+'" in text
+    line = next(line for line in text.splitlines() if line.startswith("    causal-tune tune"))
+    command = main.get_command(None, "tune")
+    words = shlex.split(line)[2:]
+    assert {word for word in words if word.startswith("--")} <= {
+        option for parameter in command.params for option in parameter.opts
+    }
+    names = {run.info.run_name for run in runs_of(tracker).values()}
+    assert names == {"tiny", "000 causal", "001 causal", "002 causal"}
+
+
+def test_a_pruned_trial_is_no_failure(database):
+    tracker = Tracker(database, "pruned", make_spec(uid="pruned"))
+    tracker.start()
+    record = make_record(0, state="pruned", reason="its score is below", generators={}, best_epoch=None)
+    tracker.log_trial(record, ROLES)
+    run = runs_of(tracker)[record.id]
+    assert run.info.status == "KILLED"
+    assert run.data.tags["causal_tune.state"] == "pruned"

@@ -22,6 +22,7 @@ COMMANDS = {
     "extract": ("extract", "Encode the images of an index into the feature store."),
     "stores": ("stores", "List, merge and clear the feature stores of a workspace."),
     "tune": ("tune", "Create, continue or extend a study."),
+    "sync": ("sync", "Deliver to MLflow what it lacks of a study."),
     "leaderboard": ("leaderboard", "Show the best trials of a study."),
     "finalists": ("finalists", "Train the best again on fresh seeds: winner, or tie."),
     "export": ("export", "Export a study's winner as a detector."),

@@ -25,7 +25,7 @@ from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import make_spec, study_path
 from causal_tune.study.suggestion import SAMPLER, SAMPLERS
-from causal_tune.tracking import Tracker, default_uri
+from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
 __all__ = ["run_tune", "study_options", "tune_command"]
 
@@ -154,7 +154,7 @@ def run_tune(
         max_concurrent=max_concurrent,
         **settings,
     )
-    tracker = Tracker(tracking_uri or default_uri(workspace), "causal-tune", spec)
+    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
     before = rank(Ledger(study_path(workspace, study) / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
     num_failed = 0

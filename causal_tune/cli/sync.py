@@ -1,0 +1,38 @@
+"""`sync`: deliver to MLflow what it lacks of a study."""
+
+from pathlib import Path
+
+import click
+
+from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
+from causal_tune.ledger import Ledger
+from causal_tune.selection import rank
+from causal_tune.study.spec import read_spec
+from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
+
+__all__ = ["sync_command"]
+
+
+@click.command("sync", epilog="Example: causal-tune sync real --tracking-uri http://127.0.0.1:5000")
+@click.argument("study")
+@click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]")
+@workspace_option
+@json_option
+def sync_command(study: str, tracking_uri: str | None, workspace: Path, as_json: bool) -> None:
+    """Deliver the trials of STUDY (a name, or a folder) that MLflow lacks, from the ledger; each once."""
+    path = under_workspace(workspace, "studies", study)
+    spec = read_spec(path)
+    records = Ledger(path / "trials").records()
+    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
+    tracker.start()
+    num_delivered = tracker.sync(records)
+    ranked = rank(records, spec.criterion, spec.roles)
+    tracker.finish(ranked[0][0] if ranked else None)
+
+    def show() -> None:
+        there = len(records) - num_delivered
+        out.print(f"{num_delivered} of {len(records)} trials delivered; {there} were there already.")
+        out.print(f"Compare the trials: {tracker.ui_command()}", soft_wrap=True)
+
+    document = {"num_trials": len(records), "num_delivered": num_delivered, "mlflow_ui": tracker.ui_command()}
+    emit(as_json, document, show)
