@@ -361,3 +361,14 @@ def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) 
     assert "3 of 3 trials delivered" in first.output
     assert "0 of 3 trials delivered; 3 were there already" in second.output
     assert run_cli("sync", "nothing", "--workspace", finished.workspace).exit_code == 2
+
+
+def test_the_job_that_evaluates_says_what_the_command_says(finished: Finished, tmp_path: Path) -> None:
+    command = runpy.run_path(str(JOB.with_name("evaluate.py")))["main"]
+    words = ["--detector", finished.detector, "--images", finished.images, "--layout", "csv", "--json"]
+    job = CliRunner().invoke(command, [*map(str, words), "--workspace", str(finished.workspace)])
+    assert job.exit_code == 0, job.output
+    typed = run_cli(
+        "evaluate", finished.detector, finished.index, "--json", "--workspace", finished.workspace
+    )
+    assert json.loads(job.stdout)["generators"] == json.loads(typed.stdout)["generators"]

@@ -6,13 +6,16 @@ from typing import Any
 
 import click
 import numpy as np
+import pyarrow as pa
 
 from causal_tune.cli.encoding import Encoding, runtime_option
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.index import choice_options, layout_option, make_index
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
     emit,
     err,
+    errors_as_paragraphs,
     json_option,
     metrics_rows,
     out,
@@ -20,13 +23,14 @@ from causal_tune.cli.output import (
     table,
     workspace_option,
 )
-from causal_tune.detector import load_detector
+from causal_tune.detector import Detector, load_detector
 from causal_tune.errors import WorkFailed
+from causal_tune.images.choice import Choice
 from causal_tune.images.index import read_index
 from causal_tune.judgement import judge
 from causal_tune.resampling import Scored
 
-__all__ = ["evaluate_command"]
+__all__ = ["evaluate_command", "evaluate_job"]
 
 
 @click.command("evaluate", epilog="Example: causal-tune evaluate detectors/real genimage.parquet")
@@ -36,11 +40,62 @@ __all__ = ["evaluate_command"]
 @runtime_option("that of the training where this machine has it")
 @workspace_option
 @json_option
-def evaluate_command(
-    detector: Path, index: Path, address: str | None, runtime: str, workspace: Path, as_json: bool
-) -> None:
+def evaluate_command(detector: Path, index: Path, **options: Any) -> None:
     """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
-    loaded = load_detector(detector)
+    loaded = load_detector(detector)  # before a large index is read
+    _evaluate(loaded, detector, read_index(index), index, **options)
+
+
+def evaluate_job(*, name: str, question: str) -> click.Command:
+    """The command of the job that judges a detector: images to table, as `ray job submit` runs it."""
+
+    @click.command(
+        name,
+        help=question,
+        epilog=f"Example: python jobs/{name} --detector detectors/real --images GenImage --layout genimage",
+    )
+    @click.option("--detector", required=True, type=click.Path(path_type=Path), help="Its folder.")
+    @click.option(
+        "--images",
+        required=True,
+        multiple=True,
+        help="A CSV or Parquet list, the root of a data set, or a URI of either. Repeatable.",
+    )
+    @layout_option
+    @choice_options("--sample-seed")
+    @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
+    @runtime_option("that of the training where this machine has it")
+    @workspace_option
+    @json_option
+    def command(
+        *,
+        detector: Path,
+        images: tuple[str, ...],
+        layout: str,
+        choice: Choice,
+        workspace: Path,
+        **options: Any,
+    ) -> None:
+        with errors_as_paragraphs():
+            loaded = load_detector(detector)
+            path = workspace / "index" / f"evaluate-{loaded.name}.parquet"
+            index = make_index(images, layout, path, choice)
+            _evaluate(loaded, detector, index, path, workspace=workspace, **options)
+
+    return command
+
+
+def _evaluate(
+    loaded: Detector,
+    detector: Path,
+    images: pa.Table,
+    index: Path,
+    *,
+    address: str | None,
+    runtime: str,
+    workspace: Path,
+    as_json: bool,
+) -> None:
     encoder = loaded.encoder(runtime).description  # refuses other weights before any image is read
     for note in loaded.notes:
         err.print(note)
@@ -51,7 +106,7 @@ def evaluate_command(
         runtime=encoder.runtime,
         preprocessing=loaded.preprocessing,
     )
-    done = run_extract(read_index(index), encoding, workspace=workspace, address=address)
+    done = run_extract(images, encoding, workspace=workspace, address=address)
     rows = done.store.rows
     generator = np.asarray(rows["generator"].to_pylist(), dtype=object)
     labels = rows["label"].to_numpy()
