@@ -205,6 +205,7 @@ def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path, ray_local: Non
     assert "Winner: trial" in done.stdout
     assert "gamma" in done.stdout
     assert load_detector(tmp_path / "runs" / "detectors" / "job").name == "job"
+    assert "gamma" in (tmp_path / "runs" / "studies" / "job" / "report" / "report.html").read_text()
     job = runpy.run_path(str(JOB))["main"]  # again: nothing is left to do
     again = CliRunner().invoke(job, [*command[2:], "--json"], catch_exceptions=False)
     assert json.loads(again.stdout)["num_trials"] == 2

@@ -1,4 +1,4 @@
-"""The main job, end to end: index, extract, tune, table, export. `jobs/` and `causal-tune demo` are this."""
+"""The main job, end to end: index, extract, tune, table, report, export. `jobs/` and `causal-tune demo` are this."""
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,8 @@ from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.choice import Choice
+from causal_tune.report.content import build
+from causal_tune.report.page import write_report
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import study_path
@@ -116,6 +118,8 @@ def run_job(
     criterion = result.spec.criterion
     detector_path = workspace / "detectors" / study
     detector = export_detector(folder, detector_path)
+    report_path = folder / "report" / "report.html"
+    write_report(build(folder), report_path.parent)
     rows = leaderboard_rows(result.spec, result.records, criterion)
 
     def show() -> None:
@@ -123,10 +127,12 @@ def run_job(
         show_leaderboard(rows, criterion, most=5)
         out.print()
         show_winner(result.spec, result.records, criterion)
-        out.print(f"\nDetector: {detector_path}", soft_wrap=True)
+        out.print(f"\nReport: {report_path}", soft_wrap=True)
+        out.print(f"Detector: {detector_path}", soft_wrap=True)
         steps = {
             "score images": f"causal-tune predict {detector_path} PATH... -o scores.csv",
             "all trials": f"causal-tune leaderboard {result.path}",
+            "how sure it is": f"causal-tune finalists {result.path} --workspace {workspace}",
             "compare in MLflow": ui_command,
             **(next_steps or {}),
         }
@@ -146,6 +152,7 @@ def run_job(
         "num_failed": num_failed,
         "criterion": criterion,
         "leaderboard": rows,
+        "report": str(report_path),
         "detector": str(detector_path),
         "winner": detector.description["provenance"],
         "metrics": detector.description["metrics"],

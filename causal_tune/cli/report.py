@@ -1,0 +1,44 @@
+"""`report`: a study as a page, with every table as a file."""
+
+from pathlib import Path
+
+import click
+
+from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
+from causal_tune.errors import InvalidConfig
+from causal_tune.report.content import build
+from causal_tune.report.page import write_report
+
+__all__ = ["report_command"]
+
+
+@click.command("report", epilog="Example: causal-tune report real -o report")
+@click.argument("study")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A folder. [default: the study's own, studies/STUDY/report]",
+)
+@workspace_option
+@json_option
+def report_command(study: str, output: Path | None, workspace: Path, as_json: bool) -> None:
+    """Write the report of STUDY: one HTML page, Markdown, each table as CSV and LaTeX, each figure as SVG."""
+    path = under_workspace(workspace, "studies", study)
+    folder = output or path / "report"
+    if folder.is_file():
+        raise InvalidConfig(f"{folder} is a file; a report is a folder of files. Name another one with -o.")
+    report = build(path)
+    files = write_report(report, folder)
+
+    def show() -> None:
+        for line in report.verdict:
+            out.print(line, markup=False)
+        out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
+
+    document = {
+        "report": str(folder / "report.html"),
+        "verdict": list(report.verdict),
+        "files": [*map(str, files)],
+    }
+    emit(as_json, document, show)

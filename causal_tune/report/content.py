@@ -1,0 +1,521 @@
+"""What a report says, as tables, figures and sentences: a function of the study's files."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from causal_tune.calibration import fit_platt
+from causal_tune.errors import StudyError
+from causal_tune.features import FeatureStore
+from causal_tune.judgement import judge
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report import figures
+from causal_tune.report.tables import Table
+from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
+from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
+from causal_tune.study.finalists import PROBE, read_finalists, representative
+from causal_tune.study.scores import VALIDATION, trial_scores
+from causal_tune.study.spec import StudySpec, read_spec
+
+__all__ = ["Report", "Section", "build"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report."""
+
+    title: str
+    text: str = ""
+    """Paragraphs, parted by empty lines."""
+    tables: Sequence[Table] = ()
+    figures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """By file name, the caption and the SVG."""
+    code: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All of it."""
+
+    title: str
+    verdict: Sequence[str]
+    """What the reader takes away, in three sentences."""
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The trial that the study recommends, with the study in which it was trained."""
+
+    path: Path
+    spec: StudySpec
+    record: TrialRecord
+
+
+def build(study_path: Path) -> Report:
+    """The report of a study; `StudyError` where it has no trial that can be chosen or its files are gone."""
+    spec = read_spec(study_path)
+    records = Ledger(study_path / "trials").records()
+    finalists = read_finalists(study_path, len(records))
+    if not rank(records, spec.criterion, spec.roles):
+        raise StudyError(
+            f"No trial of {spec.name!r} can be chosen by {spec.criterion!r}, so there is nothing to report. Look at "
+            f"`causal-tune leaderboard {spec.name}`."
+        )
+    chosen = _chosen(study_path, spec, records, finalists)
+    probe = next(
+        (one for one, _ in rank(records, spec.criterion, spec.roles) if one.config["head"] == "linear"), None
+    )
+    scored = trial_scores(chosen.path, chosen.spec, chosen.record)
+    sections = [
+        _generators(spec, chosen, scored),
+        *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
+        *([_finalists(spec, finalists)] if finalists else []),
+        _search(spec, records),
+        _criteria(spec, records),
+        _recipe(study_path, spec, records, finalists),
+    ]
+    return Report(
+        title=f"Study {spec.name}", verdict=_verdict(spec, records, finalists, chosen), sections=sections
+    )
+
+
+def _chosen(
+    path: Path, spec: StudySpec, records: Sequence[TrialRecord], finalists: Mapping[str, Any] | None
+) -> _Chosen:
+    if finalists is None:
+        return _Chosen(path, spec, rank(records, spec.criterion, spec.roles)[0][0])
+    again = path.parent / finalists["study_of_finalists"]
+    own = read_spec(again)
+    return _Chosen(again, own, representative(finalists, Ledger(again / "trials").records(), own))
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "undefined" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _ends(value: float | None, ends: Sequence[float] | None) -> str:
+    if value is None or ends is None:
+        return _percent(value, 1)
+    return f"{_percent(value, 1)} [{_percent(ends[0], 1)}, {_percent(ends[1], 1)}]"
+
+
+def _signed(value: float, ends: Sequence[float] | None) -> str:
+    text = f"{100 * value:+.2f}"
+    return text if ends is None else f"{text} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
+
+
+def _verdict(
+    spec: StudySpec,
+    records: Sequence[TrialRecord],
+    finalists: Mapping[str, Any] | None,
+    chosen: _Chosen,
+) -> list[str]:
+    config = chosen.record.config
+    what = f"a {config['head']} head on the layer {config['layer']}"
+    if finalists:
+        first = f"{finalists['verdict']['reason']} What is recommended is {what}."
+    else:
+        value = score(chosen.record, spec.criterion, spec.roles)
+        first = (
+            f"The best of {len(records)} trials by {spec.criterion} is trial {chosen.record.id}, {what}, with "
+            f"{_percent(value)} %; that score chose it and flatters it, and `causal-tune finalists {spec.name}` says "
+            "how sure it is."
+        )
+    test = score(chosen.record, "oracle", spec.roles) if spec.test_generators else None
+    second = (
+        f"On the test generators {', '.join(spec.test_generators)}, which chose nothing, its mean AP is "
+        f"{_percent(test)} %."
+        if spec.test_generators
+        else "The study has no test generators, so nothing is known of unseen ones."
+    )
+    warning = saturated(records, spec.criterion, spec.roles)
+    collapsed = sum(record.collapsed is not None for record in records)
+    third = (
+        warning
+        or f"{collapsed} of {len(records)} masks collapsed, and the criterion could tell trials apart."
+    )
+    return [first, second, third]
+
+
+def _generators(spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored]) -> Section:
+    names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
+    fitted = Scored.of(
+        np.concatenate([scored[name].logits for name in names]),
+        np.concatenate([scored[name].labels for name in names]),
+    )
+    calibration = fit_platt(fitted.logits, fitted.labels)
+    threshold = chosen.record.threshold or 0.0
+    rows = []
+    for name, one in scored.items():
+        found = judge(
+            one, calibration=calibration, real_below=threshold, generated_from=threshold, threshold=threshold
+        )
+        intervals = found["intervals"]
+        rows.append(
+            [
+                name,
+                _role(name, spec),
+                _ends(found["ap"], intervals.get("ap")),
+                _ends(found["accuracy"], intervals.get("accuracy")),
+                _percent(found["accuracy_real"], 1),
+                _percent(found["accuracy_generated"], 1),
+                _percent(found["accuracy_val_threshold"], 1),
+                _ends(found["auc"], intervals.get("auc")),
+                _ends(found["tpr_at_5_fpr"], intervals.get("tpr_at_5_fpr")),
+                _percent(found["ece"], 1),
+                str(found["num_real"]),
+                str(found["num_generated"]),
+            ]
+        )
+    table = Table(
+        name="generators",
+        caption="The recommended head on each set, in per cent with 95 % intervals of the bootstrap over images.",
+        columns=[
+            "set",
+            "role<",
+            "AP",
+            "accuracy",
+            "real acc.",
+            "gen. acc.",
+            "acc. at val. threshold",
+            "AUC",
+            "TPR at 5 % FPR",
+            "ECE",
+            "n real",
+            "n gen.",
+        ],
+        rows=rows,
+    )
+    shown = {name: one for name, one in scored.items() if not name.startswith("view/")}
+    return Section(
+        title="Generator by generator",
+        text="Accuracy is at probability 0.5, and beside it at the threshold that is best on the validation split. A "
+        "set with one class has no AP and no AUC: they are undefined, not 0. ECE is after Platt scaling on validation "
+        "data. Sets that trained or chose are optimistic.",
+        tables=[table],
+        figures={"roc": ("Generated images found against real ones mistaken.", figures.roc(shown))},
+    )
+
+
+def _role(name: str, spec: StudySpec) -> str:
+    if name == VALIDATION or name.startswith("view/"):
+        return "validation"
+    if name in spec.train_generators:
+        return "trained on"
+    return "chosen by" if name in spec.val_generators else "test"
+
+
+def _against_probe(
+    study_path: Path, spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored], probe: TrialRecord
+) -> Section:
+    theirs = trial_scores(study_path, spec, probe)
+    rng = np.random.default_rng(spec.seed)
+    rows = []
+    for name, one in scored.items():
+        if name.startswith("view/") or name not in theirs:
+            continue
+        other = theirs[name]
+        right, wrong = _discordant(one, other)
+        cells = [name, _role(name, spec)]
+        if one.has_both:
+            counts = draw(one.labels, NUM_DRAWS, rng)
+            drawn = resampled_ap(one, counts) - resampled_ap(other, counts)
+            whole = np.ones((1, len(one.labels)))
+            mean = float((resampled_ap(one, whole) - resampled_ap(other, whole))[0])
+            below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
+            p = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
+            cells += [_signed(mean, interval_of(drawn)), f"{p:.3f}"]
+        else:
+            cells += ["undefined", "-"]
+        rows.append([*cells, f"{right} / {wrong}", f"{_mcnemar(right, wrong):.3f}"])
+    table = Table(
+        name="against_probe",
+        caption=f"The recommended head minus the search's best linear probe (trial {probe.id}), on the same images.",
+        columns=["set", "role<", "AP, points", "p", "right only it / only the probe", "McNemar p"],
+        rows=rows,
+    )
+    return Section(
+        title="Against the linear probe",
+        text="AP: paired bootstrap over images. Accuracy at 0.5: McNemar's exact test on the images that only one of "
+        "the two gets right. One training each: the spread over seeds is not in these figures, and no correction is "
+        "made for the number of rows.",
+        tables=[table],
+    )
+
+
+def _discordant(one: Scored, other: Scored) -> tuple[int, int]:
+    mine = (one.logits > 0) == (one.labels == 1)
+    theirs = (other.logits > 0) == (other.labels == 1)
+    return int((mine & ~theirs).sum()), int((~mine & theirs).sum())
+
+
+def _mcnemar(right: int, wrong: int) -> float:
+    from scipy.stats import binomtest
+
+    return float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
+
+
+def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
+    rows = []
+    for row in [*document["finalists"], document["probe"]]:
+        over = row["over_seeds"]
+        ends = row["interval"] or ([over["low"], over["high"]] if over["low"] is not None else None)
+        test = row["test_mean"]
+        rows.append(
+            [
+                "tuned linear probe" if row["name"] == PROBE else row["name"],
+                f"{row['config']['head']}, {row['config']['layer']}",
+                _percent(row["search_score"]),
+                _ends(row["mean"], ends),
+                "undefined" if test is None else _mean(test),
+                str(row["num_collapsed"]),
+            ]
+        )
+    seeds = len(document["seeds"])
+    tables = [
+        Table(
+            name="finalists",
+            caption=f"The best configurations, trained again on {seeds} fresh seeds: {spec.criterion} in per cent.",
+            columns=[
+                "configuration",
+                "head, layer<",
+                "in the search",
+                "mean, 95 %",
+                "mean test AP",
+                "collapsed",
+            ],
+            rows=rows,
+        ),
+        Table(
+            name="finalists_paired",
+            caption="Differences in points, paired by seed and image; the level is shared among the comparisons.",
+            columns=["pair", "difference", "p", "covers<"],
+            rows=[
+                [
+                    f"{pair['a']} - {pair['b']}",
+                    _signed(pair["difference"], pair["interval"]),
+                    "-" if pair["p"] is None else f"{pair['p']:.3f}",
+                    pair["covers"],
+                ]
+                for pair in document["paired"]
+            ],
+        ),
+    ]
+    if document["terms"]:
+        tables.append(
+            Table(
+                name="terms",
+                caption=f"What each term of {document['terms_of']} brings: with it minus without it, in points.",
+                columns=[
+                    "term",
+                    "switched off<",
+                    "it brings",
+                    "of the gain over the probe",
+                    "in mean test AP",
+                ],
+                rows=[
+                    [
+                        row["term"],
+                        ", ".join(f"{key} {value}" for key, value in row["off"].items()),
+                        "failed" if "failed" in row else _signed(row["difference"], row["interval"]),
+                        "-" if row.get("share") is None else f"{100 * row['share']:.0f} %",
+                        "-"
+                        if row.get("test_difference") is None
+                        else _mean(row["test_difference"], signed=True),
+                    ]
+                    for row in document["terms"]
+                ],
+            )
+        )
+    return Section(
+        title="Finalists",
+        text="The search's own scores are optimistic: the best of many was taken. Test AP is reported only.",
+        tables=tables,
+    )
+
+
+def _mean(interval: Mapping[str, Any], *, signed: bool = False) -> str:
+    text = f"{100 * interval['mean']:+.2f}" if signed else f"{100 * interval['mean']:.2f}"
+    return text if interval["high"] is None else f"{text} ± {100 * (interval['high'] - interval['mean']):.2f}"
+
+
+def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
+    ranked = rank(records, spec.criterion, spec.roles)
+    searched = sorted(spec.space["distributions"])
+    rows = [
+        [
+            record.id,
+            record.config["head"],
+            record.config["layer"],
+            _percent(value),
+            _percent(record.validation["ap"]),
+            _percent(score(record, "oracle", spec.roles)) if spec.test_generators else "-",
+            "-" if record.mask is None else f"{record.mask['mean']:.3f}{'!' if record.collapsed else ''}",
+            *(_short(record.config[key]) for key in searched if key not in ("head", "layer")),
+        ]
+        for record, value in ranked[:15]
+    ]
+    states: dict[str, int] = {}
+    for record in records:
+        states[record.state] = states.get(record.state, 0) + 1
+    reasons: dict[str, int] = {}
+    for record in records:
+        if record.failed:
+            reasons[str(record.reason)] = reasons.get(str(record.reason), 0) + 1
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    text = (
+        f"{len(records)} trials: {counted}; {sum(one.collapsed is not None for one in records)} collapsed masks "
+        "(marked !)."
+    )
+    if reasons:
+        text += (
+            "\n\nFailed: "
+            + "; ".join(f"{count} x {reason}" for reason, count in sorted(reasons.items()))
+            + "."
+        )
+    return Section(
+        title="The search",
+        text=text,
+        tables=[
+            Table(
+                name="trials",
+                caption="The best trials of the search. The test AP is reported and chooses nothing.",
+                columns=[
+                    "trial",
+                    "head<",
+                    "layer<",
+                    spec.criterion,
+                    "validation AP",
+                    "mean test AP",
+                    "mask mean",
+                    *(key for key in searched if key not in ("head", "layer")),
+                ],
+                rows=rows,
+            )
+        ],
+        figures={
+            "history": ("The criterion of every trial, in their order.", figures.history(spec, records)),
+            "heat_map": ("AP of the best trials on every generator.", figures.heat_map(spec, records)),
+        },
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
+    rows = []
+    for name, rule in CRITERIA.items():
+        if rule.skips_collapsed:
+            continue
+        try:
+            ranked = rank(records, name, spec.roles)
+        except StudyError:
+            continue  # the study lacks what this criterion reads
+        if not ranked:
+            continue
+        winner, value = ranked[0]
+        gap = oracle_gap(records, name, spec.roles)
+        test = score(winner, "oracle", spec.roles) if spec.test_generators else None
+        warning = saturated(records, name, spec.roles)
+        rows.append(
+            [
+                name + (" (not allowed)" if rule.uses_test_domain else ""),
+                winner.id,
+                winner.config["head"],
+                winner.config["layer"],
+                _percent(value),
+                "-" if test is None else _percent(test),
+                "-" if gap is None else f"{100 * gap[2]:.2f}",
+                "yes" if warning else "no",
+            ]
+        )
+    tables = [
+        Table(
+            name="criteria",
+            caption="What each rule would have chosen, and what the oracle gains over it (the oracle gap, in points).",
+            columns=[
+                "rule",
+                "trial<",
+                "head<",
+                "layer<",
+                "its value",
+                "mean test AP",
+                "oracle gap",
+                "saturated<",
+            ],
+            rows=rows,
+        )
+    ]
+    shown = {}
+    if spec.test_generators:
+        shown["agreement"] = (
+            "Does the criterion choose what generalises? One point a trial.",
+            figures.agreement(spec, records),
+        )
+    return Section(
+        title="Rules of selection",
+        text=f"The study chose by {spec.criterion}: {CRITERIA[spec.criterion].summary}.",
+        tables=tables,
+        figures=shown,
+    )
+
+
+def _recipe(
+    study_path: Path, spec: StudySpec, records: Sequence[TrialRecord], finalists: Mapping[str, Any] | None
+) -> Section:
+    store = FeatureStore(spec.store_path)
+    encoder = store.description["encoder"]
+    words = ["causal-tune", "tune", "--store", f"stores/{spec.store_fingerprint}", "--space", spec.space_name]
+    words += ["--study", spec.name, "--trials", str(len(records)), "--seed", str(spec.seed)]
+    words += ["--criterion", spec.criterion, "--sampler", spec.sampler, "--pruner", spec.pruner]
+    words += ["--max-concurrent", str(spec.max_concurrent)]
+    words += [word for name in spec.train_generators for word in ("--train-generator", name)]
+    for option, names in (
+        ("--val-generators", spec.val_generators),
+        ("--test-generators", spec.test_generators),
+    ):
+        words += [option, ",".join(names)] if names else []
+    if layer := spec.space["distributions"].get("layer"):
+        words += ["--layers", ",".join(map(str, layer["attributes"]["choices"]))]
+    layers = ",".join(store.layers)
+    code = [
+        f"causal-tune extract INDEX --encoder {encoder['name']} --layers {layers}",
+        shlex.join(words),
+        *([finalists["command"]] if finalists else []),
+        f"causal-tune report {spec.name} -o DIR",
+    ]
+    spent = sum(record.timings.get("trial_s", 0.0) for record in records)
+    facts = [
+        ["store", spec.store_fingerprint],
+        ["index, sha256", store.description["index_sha256"]],
+        [
+            "encoder",
+            f"{encoder['name']}, weights {encoder['weights_sha256']}" if "weights_sha256" in encoder else "?",
+        ],
+        ["preprocessing", str(store.description["preprocessing"])],
+        ["images", str(store.description["num_stored"])],
+        ["search space, sha256", spec.space_sha256],
+        ["seed of the study", str(spec.seed)],
+        ["time of all trials", f"{spent:.0f} s"],
+        *([name, found] for name, found in sorted(spec.versions.items())),
+    ]
+    return Section(
+        title="Making it again",
+        text="The commands in order; INDEX is the index whose hash stands below.",
+        code="\n".join(code),
+        tables=[
+            Table(
+                name="provenance",
+                caption="What the figures are a function of.",
+                columns=["what", "value<"],
+                rows=facts,
+            )
+        ],
+    )

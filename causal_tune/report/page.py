@@ -1,0 +1,84 @@
+"""A report as files: one HTML page without script or network, Markdown, and each table as CSV and LaTeX."""
+
+from html import escape
+from pathlib import Path
+
+from causal_tune import __version__
+from causal_tune.atomic import write_text
+from causal_tune.report.content import Report, Section
+
+__all__ = ["html_page", "markdown_page", "write_report"]
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #d5d9df; --soft: #5b6470; --back: #fff; --text: #1b1f24; --card: #f6f7f9;
+  --mark: #0072B2; }
+@media (prefers-color-scheme: dark) { :root { --line: #3a4048; --soft: #9aa4b0; --back: #15181c; --text: #e6e9ed;
+  --card: #1e2227; --mark: #56B4E9; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--back); max-width: 64rem;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; margin-bottom: .4rem; } h2 { font-size: 1.2rem; margin-top: 2.6rem; }
+.verdict { background: var(--card); border-left: 4px solid var(--mark); padding: .4rem 1rem; }
+.verdict p { margin: .5rem 0; } .verdict p:first-child { font-weight: 600; }
+.wide { overflow-x: auto; margin: 0 0 1.4rem; } .caption { margin: 1.2rem 0 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .88rem; }
+.caption, figcaption, footer { color: var(--soft); text-align: left; font-size: .9rem; padding-bottom: .4rem; }
+th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { vertical-align: bottom; } .text { text-align: left; }
+figure { margin: 1.4rem 0; } figure svg { max-width: 100%; height: auto; }
+pre { background: var(--card); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+footer { margin-top: 3rem; }
+@media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; }
+  table, figure { break-inside: avoid; } }
+"""
+
+
+def html_page(report: Report) -> str:
+    """One page that needs nothing beside itself; every text from outside is escaped."""
+    verdict = "".join(f"<p>{escape(line)}</p>" for line in report.verdict)
+    body = "\n".join(map(_html_section, report.sections))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{escape(report.title)}</h1>\n<div class=verdict>{verdict}</div>\n{body}\n"
+        f"<footer>causal-tune {__version__}</footer></body></html>\n"
+    )
+
+
+def _html_section(section: Section) -> str:
+    parts = [f"<section><h2>{escape(section.title)}</h2>"]
+    parts += [f"<p>{escape(part)}</p>" for part in section.text.split("\n\n") if part]
+    if section.code:
+        parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
+    parts += [table.html() for table in section.tables]
+    parts += [
+        f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, svg in section.figures.values()
+    ]
+    return "\n".join([*parts, "</section>"])
+
+
+def markdown_page(report: Report) -> str:
+    """The same in Markdown, with the figures as files beside it."""
+    parts = [f"# {report.title}", *report.verdict]
+    for section in report.sections:
+        parts += [f"## {section.title}", *([section.text] if section.text else [])]
+        if section.code:
+            parts.append(f"```\n{section.code}\n```")
+        parts += [table.markdown() for table in section.tables]
+        parts += [f"![{caption}](figures/{name}.svg)" for name, (caption, _) in section.figures.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write all files of a report to `folder`, and say which."""
+    texts = {folder / "report.html": html_page(report), folder / "report.md": markdown_page(report)}
+    for section in report.sections:
+        for table in section.tables:
+            texts[folder / "tables" / f"{table.name}.csv"] = table.csv()
+            texts[folder / "tables" / f"{table.name}.tex"] = table.latex()
+        for name, (_, svg) in section.figures.items():
+            texts[folder / "figures" / f"{name}.svg"] = svg
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)

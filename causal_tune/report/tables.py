@@ -1,0 +1,98 @@
+"""One table, written as Markdown, LaTeX, CSV and HTML."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+__all__ = ["Table"]
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """Cells as text; the first column is a name, the others are numbers unless their title ends in `<`."""
+
+    name: str
+    """Its file's name."""
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def titles(self) -> list[str]:
+        """The columns without their marks."""
+        return [column.rstrip("<") for column in self.columns]
+
+    def _is_text(self, place: int) -> bool:
+        return place == 0 or self.columns[place].endswith("<")
+
+    def markdown(self) -> str:
+        """A pipe table under its caption.
+
+        >>> print(Table(name="t", caption="Two.", columns=["a", "b"], rows=[["x|y", "1"]]).markdown())
+        Two.
+        <BLANKLINE>
+        | a | b |
+        |---|--:|
+        | x\\|y | 1 |
+        """
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        rule = "|".join("---" if self._is_text(place) else "--:" for place in range(len(self.columns)))
+        return "\n".join([self.caption, "", line(self.titles), f"|{rule}|", *map(line, self.rows)])
+
+    def latex(self) -> str:
+        """A `table` with a `tabular` of booktabs."""
+        places = "".join("l" if self._is_text(place) else "r" for place in range(len(self.columns)))
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+
+        caption = "".join(_LATEX.get(sign, sign) for sign in self.caption)
+        body = "\n".join(map(line, self.rows))
+        return (
+            "\\begin{table}\n\\centering\n\\caption{" + caption + "}\n\\label{tab:" + self.name + "}\n"
+            f"\\begin{{tabular}}{{{places}}}\n\\toprule\n{line(self.titles)}\n\\midrule\n{body}\n\\bottomrule\n"
+            "\\end{tabular}\n\\end{table}\n"
+        )
+
+    def csv(self) -> str:
+        """Comma-separated, with a header."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.titles)
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def html(self) -> str:
+        """A table that scrolls where the screen is narrow; every text is escaped."""
+
+        def cells(tag: str, values: Sequence[str]) -> str:
+            return "".join(
+                f"<{tag}{' class=text' if self._is_text(place) else ''}>{escape(value)}</{tag}>"
+                for place, value in enumerate(values)
+            )
+
+        body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in self.rows)
+        return (
+            f"<p class=caption id=tab-{escape(self.name)}>{escape(self.caption)}</p>\n"
+            f"<div class=wide><table aria-labelledby=tab-{escape(self.name)}>\n"
+            f"<thead><tr>{cells('th', self.titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        )

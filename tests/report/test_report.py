@@ -1,0 +1,140 @@
+"""The report of a real study: its files, its numbers, and what it says of a study that went badly."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
+
+from causal_tune.errors import StudyError
+from causal_tune.ledger import Ledger
+from causal_tune.report.content import Report, Section, build
+from causal_tune.report.page import html_page, markdown_page
+from causal_tune.report.tables import Table
+from causal_tune.selection import best
+from causal_tune.study.scores import VALIDATION, trial_scores
+from causal_tune.study.spec import read_spec
+from tests.conftest import Finished, run_cli
+
+NASTY = "a<b>|_&%"
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def number(cell: str) -> float:
+    return float(cell.split(" ")[0])
+
+
+def ends(cell: str) -> tuple[float, float]:
+    low, high = re.findall(r"[-+]?[\d.]+(?=[,\]])", cell)
+    return float(low), float(high)
+
+
+def write(study: Path, folder: Path, workspace: Path) -> dict[str, bytes]:
+    result = run_cli("report", study, "-o", folder, "--workspace", workspace)
+    assert result.exit_code == 0, result.output
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_text_is_escaped_in_every_form() -> None:
+    table = Table(name="t", caption=NASTY, columns=["what", "value"], rows=[[NASTY, "1 ± 2"]])
+    report = Report(title=NASTY, verdict=[NASTY], sections=[Section(title=NASTY, text=NASTY, tables=[table])])
+    assert "<b>" not in html_page(report)
+    assert "| a<b>\\|_&% | 1 ± 2 |" in markdown_page(report)
+    assert r"a<b>|\_\&\% & 1 $\pm$ 2 \\" in table.latex()
+    assert table.latex().count("{") == table.latex().count("}")
+    assert list(csv.reader(table.csv().splitlines()))[1] == [NASTY, "1 ± 2"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_same_study_gives_the_same_bytes_and_needs_no_network(finished: Finished, tmp_path: Path) -> None:
+    first = write(finished.study, tmp_path / "one", finished.workspace)
+    second = write(finished.study, tmp_path / "other", finished.workspace)
+    assert first == second
+    assert {"report.html", "report.md", "tables/generators.csv", "tables/generators.tex"} <= first.keys()
+    page = first["report.html"].decode()
+    assert "<svg" in page
+    assert not re.search(r"(?:src|[^:]href)=.?https?:|url\(.?http|<script", page)
+    shown = re.findall(r"\]\((figures/[^)]+)\)", first["report.md"].decode())
+    assert shown
+    assert first.keys() >= set(shown)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_numbers_are_those_of_other_libraries(finished: Finished, tmp_path: Path) -> None:
+    write(finished.study, tmp_path, finished.workspace)
+    spec, records = read_spec(finished.study), Ledger(finished.study / "trials").records()
+    winner = best(records, spec.criterion, spec.roles)
+    scored = trial_scores(finished.study, spec, winner)
+    found = {row["set"]: row for row in rows_of(tmp_path / "tables" / "generators.csv")}
+    assert found.keys() == scored.keys()
+    assert VALIDATION in found
+    for name, row in found.items():
+        labels, logits = scored[name].labels, scored[name].logits
+        mistaken, caught, _ = roc_curve(labels, logits, drop_intermediate=False)
+        expected = {
+            "AP": average_precision_score(labels, logits),
+            "AUC": roc_auc_score(labels, logits),
+            "accuracy": accuracy_score(labels, logits > 0),
+            "TPR at 5 % FPR": caught[mistaken <= 0.05].max(),
+        }
+        for column, value in expected.items():
+            assert number(row[column]) == pytest.approx(100 * value, abs=0.051), (name, column)
+            low, high = ends(row[column])
+            assert low - 0.05 <= number(row[column]) <= high + 0.05
+        assert number(row["real acc."]) == pytest.approx(100 * (logits[labels == 0] <= 0).mean(), abs=0.051)
+        assert (int(row["n real"]), int(row["n gen."])) == ((labels == 0).sum(), (labels == 1).sum())
+    probe = next(record for record in records if record.config["head"] == "linear")
+    theirs = trial_scores(finished.study, spec, probe)
+    for row in rows_of(tmp_path / "tables" / "against_probe.csv"):
+        one, other = scored[row["set"]], theirs[row["set"]]
+        mine, its = ((item.logits > 0) == (item.labels == 1) for item in (one, other))
+        right, wrong = int(np.sum(mine & ~its)), int(np.sum(~mine & its))
+        assert row["right only it / only the probe"] == f"{right} / {wrong}"
+        p = binomtest(right, right + wrong).pvalue if right + wrong else 1.0
+        assert float(row["McNemar p"]) == pytest.approx(p, abs=5.1e-4)
+        difference = average_precision_score(one.labels, one.logits) - average_precision_score(
+            other.labels, other.logits
+        )
+        assert number(row["AP, points"]) == pytest.approx(100 * difference, abs=0.0051)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_that_went_badly_is_told_as_it_is(finished: Finished, tmp_path: Path) -> None:
+    workspace = tmp_path / "runs"
+    shutil.copytree(finished.workspace, workspace)
+    study = workspace / "studies" / "small"
+    ledger = Ledger(study / "trials")
+    known = ledger.records()[1]
+    for place, state, reason in (
+        (3, "failed", "the loss <became> nan"),
+        (4, "pruned", "below"),
+        (5, "duplicate", "1"),
+    ):
+        bare = replace(known, epochs=[], generators={}, validation={}, mask=None, checkpoint=None)
+        ledger.add(replace(bare, number=place, id=f"{place:05d}-0", state=state, reason=reason))
+    one_class = {**known.generators, "gamma": {**known.generators["gamma"], "ap": None}}
+    ledger.add(replace(known, number=6, id="00006-0", collapsed="ones", generators=one_class))
+    files = write(study, tmp_path / "report", workspace)
+    text = files["report.md"].decode()
+    assert "7 trials: 1 duplicate, 1 failed, 4 finished, 1 pruned" in text
+    assert "1 x the loss <became> nan" in text
+    assert "the loss &lt;became&gt; nan" in files["report.html"].decode()
+    assert "undefined" in text  # the mean test AP of the trial whose set has one class
+    for path in ledger.path.glob("0*.json"):
+        if json.loads(path.read_text())["state"] == "finished":
+            path.unlink()
+    with pytest.raises(StudyError, match="nothing to report"):
+        build(study)
