@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import shlex
 import shutil
 import sys
 import urllib.error
@@ -312,24 +311,8 @@ def _description(spec: StudySpec, best: TrialRecord | None) -> str:
             "",
             settings + ".",
         ]
-    command = [
-        "causal-tune tune --store",
-        shlex.quote(spec.store_path),
-        "--space",
-        shlex.quote(spec.space_name),
-    ]
-    command += ["--study", spec.name, "--trials N --seed", str(spec.seed), "--criterion", spec.criterion]
-    command += ["--sampler", spec.sampler, "--pruner", spec.pruner]
-    command += [word for name in spec.train_generators for word in ("--train-generator", shlex.quote(name))]
-    for option, names in (
-        ("--val-generators", spec.val_generators),
-        ("--test-generators", spec.test_generators),
-    ):
-        command += [option, shlex.quote(",".join(names))] if names else []
-    layer = spec.space["distributions"].get("layer")
-    if layer:
-        command += ["--layers", ",".join(map(str, layer["attributes"]["choices"]))]
-    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", "    " + " ".join(command)]
+    command = spec.command(spec.store_path, "N")
+    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {command}"]
     return "\n".join(lines)
 
 

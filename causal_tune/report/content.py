@@ -1,6 +1,5 @@
 """What a report says, as tables, figures and sentences: a function of the study's files."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -472,22 +471,10 @@ def _recipe(
 ) -> Section:
     store = FeatureStore(spec.store_path)
     encoder = store.description["encoder"]
-    words = ["causal-tune", "tune", "--store", f"stores/{spec.store_fingerprint}", "--space", spec.space_name]
-    words += ["--study", spec.name, "--trials", str(len(records)), "--seed", str(spec.seed)]
-    words += ["--criterion", spec.criterion, "--sampler", spec.sampler, "--pruner", spec.pruner]
-    words += ["--max-concurrent", str(spec.max_concurrent)]
-    words += [word for name in spec.train_generators for word in ("--train-generator", name)]
-    for option, names in (
-        ("--val-generators", spec.val_generators),
-        ("--test-generators", spec.test_generators),
-    ):
-        words += [option, ",".join(names)] if names else []
-    if layer := spec.space["distributions"].get("layer"):
-        words += ["--layers", ",".join(map(str, layer["attributes"]["choices"]))]
     layers = ",".join(store.layers)
     code = [
         f"causal-tune extract INDEX --encoder {encoder['name']} --layers {layers}",
-        shlex.join(words),
+        spec.command(f"stores/{spec.store_fingerprint}", len(records)),
         *([finalists["command"]] if finalists else []),
         f"causal-tune report {spec.name} -o DIR",
     ]

@@ -8,6 +8,7 @@ extended. Where the store lies and which library versions run may change; both a
 import json
 import os
 import re
+import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,29 @@ class StudySpec:
     def search_space(self) -> SearchSpace:
         """The frozen search space."""
         return SearchSpace.from_json(self.space)
+
+    def command(self, store: str, num_trials: int | str) -> str:
+        """The `causal-tune tune` that makes this study again, on the store at `store`."""
+        words = ["causal-tune", "tune", "--store", store, "--space", self.space_name, "--study", self.name]
+        words += ["--trials", str(num_trials), "--seed", str(self.seed), "--criterion", self.criterion]
+        words += ["--sampler", self.sampler, "--max-concurrent", str(self.max_concurrent)]
+        if self.pruner != PRUNER:
+            words += ["--pruner", self.pruner, "--grace-steps", str(self.grace_steps)]
+        words += [word for name in self.train_generators for word in ("--train-generator", name)]
+        for option, names in (
+            ("--val-generators", self.val_generators),
+            ("--test-generators", self.test_generators),
+        ):
+            words += [option, ",".join(names)] if names else []
+        for name, group in self.objectives.items():
+            words += ["--objective", f"{name}={','.join(group)}"]
+        if layer := self.space["distributions"].get("layer"):
+            words += ["--layers", ",".join(map(str, layer["attributes"]["choices"]))]
+        if self.threads_per_trial != 1:
+            words += ["--threads-per-trial", str(self.threads_per_trial)]
+        if self.gpus_per_trial:
+            words += ["--gpus-per-trial", f"{self.gpus_per_trial:g}"]
+        return shlex.join(words)
 
     def to_json(self) -> dict[str, Any]:
         """As it lies in study.json."""

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from optuna.distributions import CategoricalDistribution
 from safetensors.torch import load_file
 
+from causal_tune.cli import main
 from causal_tune.errors import CausalTuneError, InvalidConfig, StudyError
 from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
@@ -183,3 +185,39 @@ def test_a_study_that_is_not_there_lists_those_that_are(workspace):
 def test_a_spec_is_plain_json(workspace):
     spec = spec_of(workspace)
     assert type(spec).from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_the_command_of_a_study_makes_the_same_study(tmp_path):
+    spec = spec_of(
+        tmp_path,
+        val_generators=["cyclegan", "glide"],
+        objectives={"gans": ["cyclegan"], "diffusion": ["glide"]},
+        sampler="random",
+        seed=3,
+        threads_per_trial=2,
+    )
+    words = shlex.split(spec.command(spec.store_path, 7))[2:]
+    command = main.get_command(None, "tune")
+    given = command.make_context("tune", words).params
+    assert given["trials"] == 7
+    again = make_spec(
+        workspace=tmp_path,
+        name=given["study"],
+        store_path=given["store"],
+        space=spec.search_space(),
+        layers=given["layers"] or None,
+        **{key: given[key] for key in _ASKED},
+    )
+    assert dataclasses.replace(again, uid=spec.uid) == spec
+
+
+_ASKED = (
+    "train_generators",
+    "val_generators",
+    "test_generators",
+    "criterion",
+    "seed",
+    "max_concurrent",
+    "sampler",
+)
+_ASKED += ("objectives", "pruner", "grace_steps", "threads_per_trial", "gpus_per_trial")
