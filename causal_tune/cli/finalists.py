@@ -10,7 +10,16 @@ from typing import Any
 import click
 
 from causal_tune.atomic import write_json
-from causal_tune.cli.output import emit, json_option, out, percent, table, under_workspace, workspace_option
+from causal_tune.cli.output import (
+    emit,
+    json_option,
+    out,
+    percent,
+    table,
+    under_workspace,
+    workspace_option,
+    workspace_words,
+)
 from causal_tune.cli.tune import run_tune
 from causal_tune.errors import StudyError, WorkFailed
 from causal_tune.ledger import Ledger
@@ -248,7 +257,7 @@ def finalists_command(
     def show() -> None:
         show_finalists(document, spec.test_generators)
         out.print(f"Written: {path / FINALISTS}", soft_wrap=True)
-        out.print(f"Next: causal-tune export {spec.name}", soft_wrap=True)
+        out.print(f"Next: causal-tune export {spec.name}{workspace_words(workspace)}", soft_wrap=True)
 
     emit(as_json, document, show)
     if document["failed"]:

@@ -21,6 +21,7 @@ from causal_tune.cli.output import (
     out,
     table,
     workspace_option,
+    workspace_words,
 )
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import WorkFailed
@@ -132,7 +133,7 @@ def run_job(
         steps = {
             "score images": f"causal-tune predict {detector_path} PATH... -o scores.csv",
             "all trials": f"causal-tune leaderboard {result.path}",
-            "how sure it is": f"causal-tune finalists {result.path} --workspace {workspace}",
+            "how sure it is": f"causal-tune finalists {study}{workspace_words(workspace)}",
             "compare in MLflow": ui_command,
             **(next_steps or {}),
         }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ __all__ = [
     "table",
     "under_workspace",
     "workspace_option",
+    "workspace_words",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,6 +97,12 @@ def _absolute_workspace(context: click.Context, parameter: click.Parameter, valu
             "where results would be lost. Give --workspace an absolute path, or set CAUSAL_TUNE_HOME to one."
         )
     return value.absolute()
+
+
+def workspace_words(workspace: Path) -> str:
+    """What a printed command needs to find this workspace again; nothing for the default one."""
+    default = Path(os.environ.get("CAUSAL_TUNE_HOME", "causal_tune_runs")).absolute()
+    return "" if workspace == default else f" --workspace {shlex.quote(str(workspace))}"
 
 
 def under_workspace(workspace: Path, kind: str, name_or_path: str) -> Path:

@@ -16,6 +16,7 @@ from causal_tune.cli.output import (
     percent,
     progress_bar,
     workspace_option,
+    workspace_words,
 )
 from causal_tune.errors import WorkFailed
 from causal_tune.ledger import Ledger
@@ -210,7 +211,9 @@ def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None,
         out.print(f"{count_states(result.records)}.")
         out.print(f"Study: {result.path}", soft_wrap=True)
         out.print(f"Compare the trials: {ui_command}", soft_wrap=True)
-        out.print(f"Next: causal-tune export {result.spec.name}", soft_wrap=True)
+        out.print(
+            f"Next: causal-tune finalists {result.spec.name}{workspace_words(workspace)}", soft_wrap=True
+        )
 
     num_failed = sum(record.failed for record in result.records)
     document = {
