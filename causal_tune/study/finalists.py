@@ -310,19 +310,23 @@ def choose(trained: Sequence[Trained], *, seed: int = 0) -> dict[str, Any]:
     chosen = min(tied, key=lambda one: (simplicity(one.candidate.config), -_mean(one)))
     names = [one.candidate.name for one in tied]
     if len(tied) == 1:
-        reason = f"{names[0]} is better than every other by more than seeds and images may do."
+        reason = f"{_spoken(names[0])} is better than every other by more than seeds and images may do."
     else:
         reason = (
-            f"A tie of {', '.join(names)}: none is worse than {names[0]} by more than seeds and images may do. "
-            f"{chosen.candidate.name} is the simplest of them."
+            f"a tie of {', '.join(map(_spoken, names))}: none is worse than the first by more than seeds and images "
+            f"may do. {_spoken(chosen.candidate.name)} is the simplest of them.".replace(". the ", ". The ")
         )
     return {
         "winner": names[0] if len(tied) == 1 else None,
         "tie": names if len(tied) > 1 else [],
         "chosen": chosen.candidate.name,
-        "reason": reason,
+        "reason": reason[0].upper() + reason[1:],
         "paired": pairs,
     }
+
+
+def _spoken(name: str) -> str:
+    return "the tuned linear probe" if name == PROBE else name
 
 
 def _mean(one: Trained) -> float:
