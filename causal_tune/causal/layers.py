@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["chunks", "linear", "mlp", "probe"]
+__all__ = ["linear", "mlp", "probe"]
 
 
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:

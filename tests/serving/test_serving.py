@@ -3,6 +3,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -85,7 +86,12 @@ class TestOperation:
     def test_a_log_line_holds_neither_token_nor_name_nor_image(self, server: Server) -> None:
         answer = server.ask("POST", "/v1/score", *multipart(png(), name="holiday.png"))
         identity = answer.headers["x-request-id"]
-        (line,) = [line for line in server.lines() if line.get("request") == identity]
+        deadline = time.monotonic() + 20  # the line is written after the answer
+        found: list[dict[str, Any]] = []
+        while not found and time.monotonic() < deadline:
+            found = [line for line in server.lines() if line.get("request") == identity]
+            time.sleep(0.05)
+        (line,) = found
         assert {"path": "/v1/score", "status": 200, "num_images": 1}.items() <= line.items()
         text = server.log.read_text()
         assert server.token not in text
