@@ -20,6 +20,7 @@ from causal_tune.errors import IndexingError, UnreadableImage
 
 __all__ = [
     "MAX_BYTES",
+    "access_environment",
     "any_exists",
     "below",
     "check_num_bytes",
@@ -40,6 +41,7 @@ MAX_BYTES = 512 * 2**20
 
 _SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "file")
 _MAX_REASON = 160
+_ACCESS = ("AWS_", "AZURE_", "GOOGLE_", "GCE_", "HADOOP_", "ARROW_", "KRB5")
 _DENIED = re.compile(
     r"ACCESS_DENIED|SIGNATURE_DOES_NOT_MATCH|INVALID_ACCESS_KEY|HTTP status 403|PERMISSION_DENIED"
 )
@@ -167,6 +169,11 @@ def walk_remote(folder: str) -> Iterator[tuple[str, ...]]:
             yield tuple(info.path[len(base.rstrip("/")) + 1 :].split("/"))
 
 
+def access_environment() -> tuple[tuple[str, str], ...]:
+    """The variables from which filesystems behind URIs take credentials and region, as they are now."""
+    return tuple((name, value) for name, value in sorted(os.environ.items()) if name.startswith(_ACCESS))
+
+
 def read_bytes(name: str) -> bytes:
     """The bytes of any located file, a list of images say. FileNotFoundError, or OSError, says why not."""
     if not is_remote(name):
@@ -260,13 +267,15 @@ def _ask(name: str, question: Any) -> Any:
 def _opened(name: str) -> tuple[Any, str]:
     """The filesystem of a URI and the path in it."""
     parts = urlsplit(name)
-    filesystem, base = _filesystem(parts.scheme, parts.netloc, parts.query)
+    filesystem, base = _filesystem(parts.scheme, parts.netloc, parts.query, access_environment())
     return filesystem, base.rstrip("/") + unquote(parts.path)
 
 
 @functools.lru_cache(maxsize=64)
-def _filesystem(scheme: str, netloc: str, query: str) -> tuple[Any, str]:
-    """One connection a bucket: opening one may ask the network for a region."""
+def _filesystem(
+    scheme: str, netloc: str, query: str, environment: tuple[tuple[str, str], ...]
+) -> tuple[Any, str]:
+    """One connection a bucket and set of credentials: opening one may ask the network for a region."""
     from pyarrow import fs
 
     opened: tuple[Any, str] = fs.FileSystem.from_uri(f"{scheme}://{netloc}" + (f"?{query}" if query else ""))

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import AvifImagePlugin
 
 from causal_tune.errors import UnreadableImage
+from causal_tune.images.files import access_environment
 
 __all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "PATIENCE", "isolated", "serve"]
 
@@ -101,8 +102,12 @@ def isolated(
 
 def _this_threads_child() -> "_Child":
     child: _Child | None = getattr(_threads, "child", None)
-    # a forked process must not talk to its parent's child
-    if child is None or not child.stop.alive or child.owner != os.getpid():
+    # a forked process must not talk to its parent's child, nor a child read with credentials of before
+    if (
+        child is None
+        or not child.stop.alive
+        or (child.owner, child.environment) != (os.getpid(), access_environment())
+    ):
         child = _threads.child = _Child()
     return child
 
@@ -122,6 +127,7 @@ class _Child:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
+        self.environment = access_environment()
         self._num_questions = 0
         self._file = os.memfd_create("answers")
         os.pwrite(self._file, _HEAD.pack(0, 0), 0)

@@ -22,6 +22,7 @@ from causal_tune.images.choice import Choice
 from causal_tune.images.decode import decode_crop
 from causal_tune.images.files import below, join, located, parent, read_image_bytes, relative_to
 from causal_tune.images.index import index_sha256, origin, read_index, skipped_files
+from causal_tune.images.isolated import isolated
 from causal_tune.images.layouts import build_index
 from causal_tune.images.pieces import decode_piece
 from causal_tune.prediction import image_paths, predict
@@ -231,5 +232,16 @@ def test_a_bucket_is_scored_as_its_files_are(s3, tmp_path):
     names.append(s3.uri("bucket/photos/none.png"))
     remote = predict(detector, names, tmp_path / "scores.jsonl", num_first=4).first
     local = predict(detector, image_paths([str(folder)])[0], num_first=3).first
-    assert [one.score for one in remote[:3]] == pytest.approx([one.score for one in local], abs=1e-6)
     assert [one.reason for one in remote] == [None, None, None, "no such file"]
+    assert [one.score for one in remote[:3]] == pytest.approx([one.score for one in local], abs=1e-6)
+
+
+def test_credentials_that_change_are_the_ones_that_are_used(s3, monkeypatch):
+    (s3.root / "bucket" / "secret.png").write_bytes(PNG)
+    call = (s3.uri("bucket/secret.png"),)
+    for _ in range(2):  # both the child that reads and its connection are there already
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the secret")
+        assert [str(answer) for answer in isolated(read_image_bytes, [call])] == ["permission denied"]
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        assert list(isolated(read_image_bytes, [call])) == [PNG]
+        assert read_image_bytes(*call) == PNG
