@@ -13,10 +13,12 @@ from causal_tune.features import FeatureStore
 from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report import figures
+from causal_tune.report.figures import Drawing
 from causal_tune.report.tables import Table
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
 from causal_tune.study.finalists import PROBE, read_finalists, representative
+from causal_tune.study.importance import Importance, importance
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
@@ -31,8 +33,8 @@ class Section:
     text: str = ""
     """Paragraphs, parted by empty lines."""
     tables: Sequence[Table] = ()
-    figures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """By file name, the caption and the SVG."""
+    figures: Mapping[str, tuple[str, Drawing]] = field(default_factory=dict)
+    """By file name, with the caption."""
     code: str = ""
 
 
@@ -75,6 +77,7 @@ def build(study_path: Path) -> Report:
         *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
         *([_finalists(spec, finalists)] if finalists else []),
         _search(spec, records),
+        *([_importance(spec, records, found)] if (found := importance(records, spec)) else []),
         _criteria(spec, records),
         _recipe(study_path, spec, records, finalists),
     ]
@@ -197,7 +200,18 @@ def _generators(spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored]) 
         "set with one class has no AP and no AUC: they are undefined, not 0. ECE is after Platt scaling on validation "
         "data. Sets that trained or chose are optimistic.",
         tables=[table],
-        figures={"roc": ("Generated images found against real ones mistaken.", figures.roc(shown))},
+        figures={
+            "roc": ("Generated images found against real ones mistaken.", figures.roc(shown)),
+            "calibration": (
+                "Reliability on the validation data, which fitted the scaling: it looks better here than elsewhere.",
+                figures.calibration(fitted, calibration),
+            ),
+            **(
+                {"mask": ("The mask of the recommended head, epoch by epoch.", figures.mask(chosen.record))}
+                if chosen.record.mask and chosen.record.epochs
+                else {}
+            ),
+        },
     )
 
 
@@ -406,6 +420,54 @@ def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _importance(spec: StudySpec, records: Sequence[TrialRecord], found: Sequence[Importance]) -> Section:
+    clear = [one.name for one in found if one.p < 0.05 / len(found)]
+    said = (
+        f"Told from chance, with the level shared among the {len(found)}: {', '.join(clear)}."
+        if clear
+        else f"None of the {len(found)} is told from chance: what the order below says may be noise."
+    )
+    numbers = [one.name for one in found if _is_number(spec, one.name)]
+    shown = {
+        "importance": (
+            "Share of the importance with 95 % intervals; blue where chance reaches it in less than 5 %.",
+            figures.importance(found),
+        ),
+        "parallel": (
+            "Every trial through its hyperparameters to its score.",
+            figures.parallel(spec, records, [one.name for one in found]),
+        ),
+    }
+    if len(numbers) >= 2 and (drawing := figures.landscape(spec, records, *numbers[:2])):
+        shown["landscape"] = (
+            f"{spec.criterion} over the two most important numbers, between the trials (dots; the best is a star). "
+            "The other hyperparameters differ from dot to dot.",
+            drawing,
+        )
+    return Section(
+        title="What mattered",
+        text=f"PED-ANOVA: how differently the best trials by {spec.criterion} lie from all of them along each "
+        f"hyperparameter. p is how often it comes out as large after the scores were dealt out at random. {said}",
+        tables=[
+            Table(
+                name="importance",
+                caption="Share of the importance in per cent, with 95 % intervals over resampled trials.",
+                columns=["hyperparameter", "share", "p", "trials"],
+                rows=[
+                    [one.name, _ends(one.share, (one.low, one.high)), f"{one.p:.3f}", str(one.num_trials)]
+                    for one in found
+                ],
+            )
+        ],
+        figures=shown,
+    )
+
+
+def _is_number(spec: StudySpec, name: str) -> bool:
+    value = spec.search_space().defaults[name]
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:

@@ -1,18 +1,41 @@
-"""Figures of a study as SVG: the same bytes for the same study, readable on paper and on light and dark screens."""
+"""Figures of a study as SVG, each with the points that it shows as a table.
+
+The same study gives the same bytes, readable on paper and on light and dark screens.
+"""
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from causal_tune.calibration import IDENTITY, Platt, reliability
 from causal_tune.ledger import TrialRecord
 from causal_tune.resampling import Scored
 from causal_tune.selection import rank, score
+from causal_tune.study.importance import Importance
 from causal_tune.study.spec import StudySpec
 
-__all__ = ["agreement", "heat_map", "history", "roc"]
+__all__ = [
+    "Drawing",
+    "agreement",
+    "calibration",
+    "heat_map",
+    "history",
+    "importance",
+    "landscape",
+    "mask",
+    "parallel",
+    "roc",
+]
 
 # Okabe and Ito: told apart by colour-blind people, and as greys
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#808890"
@@ -36,14 +59,23 @@ _STYLE = {
 }
 
 
-def _svg(figure: Figure) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A figure, and what stands in it."""
+
+    svg: str
+    data: pa.Table
+    """A row a point."""
+
+
+def _drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return Drawing(svg=svg[svg.index("<svg") :], data=pa.Table.from_pylist([dict(row) for row in rows]))
 
 
-def history(spec: StudySpec, records: Sequence[TrialRecord]) -> str:
+def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
     """The criterion of every trial, the best so far, and the linear probe that was tried first."""
     points = [(record, score(record, spec.criterion, spec.roles)) for record in records]
     with mpl.rc_context(_STYLE):
@@ -69,23 +101,30 @@ def history(spec: StudySpec, records: Sequence[TrialRecord]) -> str:
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{spec.criterion}, %")
         axes.legend(loc="lower right", fontsize=8, ncols=2)
-        return _svg(figure)
+        return _drawing(
+            figure,
+            [
+                {"trial": one.number, "head": one.config["head"], spec.criterion: value}
+                for one, value in points
+            ],
+        )
 
 
-def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> str:
+def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
     """The criterion against the mean AP of the test generators, a point a trial: does it choose what generalises?"""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 3.4))
         axes = figure.subplots()
-        layers = sorted({record.config.get("layer", "proj") for record in records})
+        rows = [
+            {"trial": record.number, "layer": record.config["layer"], spec.criterion: a, "test_ap": b}
+            for record in records
+            if (a := score(record, spec.criterion, spec.roles)) is not None
+            and (b := score(record, "oracle", spec.roles)) is not None
+        ]
         markers = "os^Dv<>Ph*X"
-        for place, layer in enumerate(layers):
+        for place, layer in enumerate(sorted({row["layer"] for row in rows})):
             pairs = [
-                (100 * a, 100 * b)
-                for record in records
-                if record.config.get("layer", "proj") == layer
-                and (a := score(record, spec.criterion, spec.roles)) is not None
-                and (b := score(record, "oracle", spec.roles)) is not None
+                (100 * row[spec.criterion], 100 * row["test_ap"]) for row in rows if row["layer"] == layer
             ]
             if pairs:
                 axes.plot(
@@ -99,10 +138,10 @@ def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> str:
         axes.set_xlabel(f"{spec.criterion}, %")
         axes.set_ylabel("mean test AP, % (never chooses)")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
-        return _svg(figure)
+        return _drawing(figure, rows)
 
 
-def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) -> str:
+def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) -> Drawing:
     """The AP of the best trials on every generator."""
     top = [record for record, _ in rank(records, spec.criterion, spec.roles)][:most]
     names = list(dict.fromkeys(name for record in top for name in record.generators))
@@ -129,25 +168,261 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         labels = [f"{one.number:03d} {one.config['head']} {one.config.get('layer', '')}" for one in top]
         axes.set_yticks(range(len(top)), labels)
-        return _svg(figure)
+        return _drawing(
+            figure,
+            [
+                {"trial": record.number, "generator": name, "ap": value}
+                for record, row in zip(top, values, strict=True)
+                for name, value in zip(names, row, strict=True)
+            ],
+        )
 
 
-def roc(scored: dict[str, Scored]) -> str:
+def roc(scored: Mapping[str, Scored]) -> Drawing:
     """The share of generated images found against that of real ones mistaken, for each set with both classes."""
     from sklearn.metrics import roc_curve
 
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, 3.6))
         axes = figure.subplots()
+        rows = []
         for place, (name, one) in enumerate(scored.items()):
             if one.has_both:
                 mistaken, found, _ = roc_curve(one.labels, one.logits)
-                line = ("-", "--", "-.", ":")[place % 4]
-                axes.plot(
-                    mistaken, found, line, color=_COLOURS[place % len(_COLOURS)], linewidth=1.5, label=name
-                )
+                axes.plot(mistaken, found, **_line(place), label=name)
+                rows += [
+                    {"set": name, "false_positive_rate": x, "true_positive_rate": y}
+                    for x, y in zip(mistaken.tolist(), found.tolist(), strict=True)
+                ]
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.set_xlabel("real images called generated")
         axes.set_ylabel("generated images found")
         axes.legend(fontsize=8, loc="lower right")
-        return _svg(figure)
+        return _drawing(figure, rows)
+
+
+def calibration(scored: Scored, fitted: Platt) -> Drawing:
+    """How often images of a probability are generated, before and after Platt scaling; larger dots are more of them."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.2, 3.6))
+        axes = figure.subplots()
+        rows = []
+        for place, (name, platt) in enumerate((("sigmoid of the logit", IDENTITY), ("Platt", fitted))):
+            bins = reliability(platt.probabilities(scored.logits), scored.labels)
+            rows += [{"probabilities": name, **one} for one in bins]
+            x, y = ([one[key] for one in bins] for key in ("probability", "generated"))
+            axes.plot(x, y, **_line(place), label=name)
+            sizes = [4 + 60 * math.sqrt(one["num"] / len(scored.labels)) for one in bins]
+            axes.scatter(x, y, s=sizes, color=_COLOURS[place], zorder=3)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
+        axes.set_xlabel("mean probability of the bin")
+        axes.set_ylabel("share that is generated")
+        axes.legend(fontsize=8, loc="upper left")
+        return _drawing(figure, rows)
+
+
+def mask(record: TrialRecord) -> Drawing:
+    """The statistics of a trial's mask after every epoch, and which epoch was kept."""
+    shown = {
+        "mask/mean": "mean",
+        "mask/std_images": "spread over images",
+        "mask/std_dimensions": "spread over dimensions",
+        "mask/entropy": "entropy",
+        "mask/adversary_accuracy": "adversary's accuracy",
+    }
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 3))
+        axes = figure.subplots()
+        epochs = [one["epoch"] for one in record.epochs]
+        for place, (key, name) in enumerate(shown.items()):
+            axes.plot(epochs, [one.get(key, math.nan) for one in record.epochs], **_line(place), label=name)
+        if record.best_epoch is not None:
+            axes.axvline(record.best_epoch, color=GREY, linewidth=0.8, linestyle=":")
+            axes.text(
+                record.best_epoch, 1.02, "kept", ha="center", fontsize=8, transform=axes.get_xaxis_transform()
+            )
+        axes.set_xlabel("epoch")
+        axes.set_ylim(-0.02, 1.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _drawing(
+            figure,
+            [{"epoch": one["epoch"], **{key: one.get(key) for key in shown}} for one in record.epochs],
+        )
+
+
+def importance(found: Sequence[Importance]) -> Drawing:
+    """The share of every hyperparameter with its interval; grey where chance alone reaches it."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(5.4, 0.7 + 0.28 * len(found)))
+        axes = figure.subplots()
+        for place, one in enumerate(found):
+            colour = BLUE if one.p < 0.05 else GREY
+            axes.barh(place, 100 * one.share, color=colour, alpha=0.55, height=0.6)
+            axes.plot([100 * one.low, 100 * one.high], [place, place], color=colour, linewidth=1.5)
+        axes.set_yticks(range(len(found)), [one.name for one in found])
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.set_xlabel("share of the importance, %")
+        rows = [
+            {"name": one.name, "share": one.share, "low": one.low, "high": one.high, "p": one.p}
+            for one in found
+        ]
+        return _drawing(figure, rows)
+
+
+def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[str]) -> Drawing:
+    """A line a trial through its hyperparameters and its score; a gap where one was not searched."""
+    space = spec.search_space()
+    scored = sorted(_scored(spec, records), key=lambda pair: pair[1])
+    points = [
+        {name: record.config[name] for name in names if name in space.axes(record.config)}
+        for record, _ in scored
+    ]
+    axis = {
+        name: _Axis([point[name] for point in points if name in point], _is_log(spec, name)) for name in names
+    }
+    score_axis = _Axis([100 * value for _, value in scored], log=False)
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(1.2 + 1.05 * (len(names) + 1), 3.6))
+        axes = figure.subplots()
+        lines = [
+            [
+                *(
+                    (x, axis[name].place(point[name]) if name in point else math.nan)
+                    for x, name in enumerate(names)
+                ),
+                (len(names), score_axis.place(100 * value)),
+            ]
+            for point, (_, value) in zip(points, scored, strict=True)
+        ]
+        drawn = LineCollection(lines, cmap="cividis", linewidths=1, alpha=0.7)
+        drawn.set_array(np.array([100 * value for _, value in scored]))
+        axes.add_collection(drawn)
+        axes.set_xlim(-0.1, len(names) + 0.1)
+        axes.set_ylim(-0.06, 1.06)
+        for x, one in enumerate([*axis.values(), score_axis]):
+            axes.axvline(x, color=GREY, linewidth=0.8)
+            for value, text in one.marks():
+                if one.is_number:
+                    axes.text(x, value + 0.03 * (2 * value - 1), text, fontsize=7, ha="center", va="center")
+                else:
+                    axes.text(x + 0.04, value, text, fontsize=7, va="center")
+        titles = [*names, f"{spec.criterion}, %"]
+        axes.set_xticks(range(len(titles)), titles, rotation=20, ha="right")
+        axes.set_yticks([])
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        rows = [
+            {
+                "trial": record.number,
+                **{name: _text_or_number(point.get(name)) for name in names},
+                "score": value,
+            }
+            for point, (record, value) in zip(points, scored, strict=True)
+        ]
+        return _drawing(figure, rows)
+
+
+def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -> Drawing | None:
+    """The score over two numbers that were searched, between its trials; None where they span no area."""
+    space = spec.search_space()
+    points = [
+        (float(record.config[x]), float(record.config[y]), value)
+        for record, value in _scored(spec, records)
+        if {x, y} <= space.axes(record.config).keys()
+    ]
+    logs = {x: _is_log(spec, x), y: _is_log(spec, y)}
+    xs, ys, values = (
+        (np.array(column) for column in zip(*points, strict=True)) if points else (np.empty(0),) * 3
+    )
+    flat = [np.log(column) if logs[name] else column for name, column in ((x, xs), (y, ys))]
+    if len({*zip(*flat, strict=True)}) < 4 or any(np.ptp(column) == 0 for column in flat):
+        return None
+    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(5.0, 3.8))
+        axes = figure.subplots()
+        _scale(axes, logs[x], logs[y])
+        drawn = axes.tricontourf(
+            xs, ys, 100 * values, levels=_steps(100 * values), cmap="cividis", alpha=0.85
+        )
+        axes.plot(xs, ys, "o", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=3)
+        best = int(values.argmax())
+        axes.plot(
+            xs[best], ys[best], "*", color=ORANGE, markeredgecolor="black", markersize=11, clip_on=False
+        )
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        figure.colorbar(drawn, ax=axes, label=f"{spec.criterion}, %")
+        return _drawing(figure, [{x: a, y: b, "score": value} for a, b, value in points])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A vertical axis of parallel coordinates: values between 0 and 1; texts in equal steps."""
+
+    values: Sequence[Any]
+    log: bool
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values have distances."""
+        return self._names is None
+
+    @property
+    def _names(self) -> list[str] | None:
+        return (
+            sorted({str(one) for one in self.values})
+            if any(isinstance(v, str | bool) for v in self.values)
+            else None
+        )
+
+    def place(self, value: Any) -> float:
+        if (names := self._names) is not None:
+            return names.index(str(value)) / max(1, len(names) - 1)
+        low, high, here = (
+            math.log(one) if self.log else one for one in (min(self.values), max(self.values), value)
+        )
+        return (here - low) / (high - low) if high > low else 0.5
+
+    def marks(self) -> list[tuple[float, str]]:
+        if not self.values:
+            return []
+        if (names := self._names) is not None:
+            return [(self.place(name), name) for name in names]
+        return [(self.place(value), f"{value:.3g}") for value in sorted({min(self.values), max(self.values)})]
+
+
+def _scored(spec: StudySpec, records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
+    return [(one, value) for one in records if (value := score(one, spec.criterion, spec.roles)) is not None]
+
+
+def _is_log(spec: StudySpec, name: str) -> bool:
+    return bool(getattr(spec.search_space().distributions[name], "log", False))
+
+
+def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:
+    axes.set_xscale("log" if log_x else "linear")
+    axes.set_yscale("log" if log_y else "linear")
+    for axis, is_log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+        if is_log:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+
+
+def _steps(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    return np.linspace(low, high, 9) if high > low else np.array([low - 0.5, high + 0.5])
+
+
+def _text_or_number(value: Any) -> Any:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _line(place: int) -> dict[str, Any]:
+    return {
+        "color": _COLOURS[place % len(_COLOURS)],
+        "linestyle": ("-", "--", "-.", ":")[place % 4],
+        "linewidth": 1.5,
+    }

@@ -1,11 +1,16 @@
-"""A report as files: one HTML page without script or network, Markdown, and each table as CSV and LaTeX."""
+"""A report as files: one HTML page without script or network, Markdown, and each table as CSV and LaTeX,
+and each figure as SVG with its points as an Arrow file.
+"""
 
 from html import escape
 from pathlib import Path
 
+import pyarrow as pa
+
 from causal_tune import __version__
-from causal_tune.atomic import write_text
+from causal_tune.atomic import atomic_path, write_text
 from causal_tune.report.content import Report, Section
+from causal_tune.report.figures import Drawing
 
 __all__ = ["html_page", "markdown_page", "write_report"]
 
@@ -52,8 +57,8 @@ def _html_section(section: Section) -> str:
         parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
     parts += [table.html() for table in section.tables]
     parts += [
-        f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, svg in section.figures.values()
+        f"<figure>{drawing.svg}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, drawing in section.figures.values()
     ]
     return "\n".join([*parts, "</section>"])
 
@@ -73,12 +78,17 @@ def markdown_page(report: Report) -> str:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write all files of a report to `folder`, and say which."""
     texts = {folder / "report.html": html_page(report), folder / "report.md": markdown_page(report)}
+    drawings: dict[Path, Drawing] = {}
     for section in report.sections:
         for table in section.tables:
             texts[folder / "tables" / f"{table.name}.csv"] = table.csv()
             texts[folder / "tables" / f"{table.name}.tex"] = table.latex()
-        for name, (_, svg) in section.figures.items():
-            texts[folder / "figures" / f"{name}.svg"] = svg
+        for name, (_, drawing) in section.figures.items():
+            texts[folder / "figures" / f"{name}.svg"] = drawing.svg
+            drawings[folder / "figures" / f"{name}.arrow"] = drawing
     for path, text in texts.items():
         write_text(path, text)
-    return list(texts)
+    for path, drawing in drawings.items():
+        with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), drawing.data.schema) as writer:
+            writer.write_table(drawing.data)
+    return [*texts, *drawings]

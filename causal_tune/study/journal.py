@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from causal_tune.atomic import atomic_path
 from causal_tune.ledger import FAILED, FINISHED, PRUNED, TrialRecord
 from causal_tune.selection import epoch_score, objective_values, plain, score
-from causal_tune.study.space import SearchSpace, contains
+from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import StudySpec
 from causal_tune.study.suggestion import calm
 
@@ -100,11 +100,7 @@ def _storage(path: Path) -> JournalStorage:
 
 def _as_optuna(record: TrialRecord, spec: StudySpec, space: SearchSpace) -> FrozenTrial:
     """A record with the points of the space that it has; what lies outside (a baseline's) is an attribute."""
-    distributions = {
-        key: distribution
-        for key, distribution in space.distributions.items()
-        if space.is_active(key, record.config) and contains(distribution, record.config[key])
-    }
+    distributions = space.axes(record.config)
     other = {
         key: value
         for key, value in record.config.items()

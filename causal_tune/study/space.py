@@ -118,6 +118,14 @@ class SearchSpace:
             for other, allowed in condition.items()
         )
 
+    def axes(self, config: Mapping[str, Any]) -> dict[str, optuna.distributions.BaseDistribution]:
+        """The distributions in which a configuration is a point; a baseline may lie outside of some."""
+        return {
+            key: distribution
+            for key, distribution in self.distributions.items()
+            if self.is_active(key, config) and contains(distribution, config[key])
+        }
+
     def over_layers(self, layers: Sequence[str]) -> "SearchSpace":
         """This space with the layer searched among `layers`, or fixed to it where it is one."""
         default = self.defaults.get("layer", "proj")

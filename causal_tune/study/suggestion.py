@@ -243,8 +243,13 @@ def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
 
 @contextmanager
 def calm() -> Iterator[None]:
-    """Without Optuna's notes on what is experimental or drawn independently."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+    """Without Optuna's notes on what is new, experimental or drawn independently."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
@@ -17,7 +18,7 @@ from causal_tune.ledger import Ledger
 from causal_tune.report.content import Report, Section, build
 from causal_tune.report.page import html_page, markdown_page
 from causal_tune.report.tables import Table
-from causal_tune.selection import best
+from causal_tune.selection import best, score
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import read_spec
 from tests.conftest import Finished, run_cli
@@ -138,3 +139,38 @@ def test_a_study_that_went_badly_is_told_as_it_is(finished: Finished, tmp_path: 
             path.unlink()
     with pytest.raises(StudyError, match="nothing to report"):
         build(study)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_mattered_is_told_of_enough_trials_and_drawn_with_its_points(
+    finished: Finished, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "runs"
+    shutil.copytree(finished.workspace, workspace)
+    study = workspace / "studies" / "small"
+    spec = read_spec(study)
+    ledger = Ledger(study / "trials")
+    known = next(record for record in ledger.records() if record.config["head"] == "causal")
+    rng = np.random.default_rng(0)
+    for number in range(len(ledger.records()), 40):
+        tau = float(rng.uniform(0.1, 2.0))
+        sets = {name: {**one, "ap": 0.5 + tau / 5} for name, one in known.generators.items()}
+        drawn = {"tau": tau, "p": float(rng.uniform(0.05, 0.5))}
+        record = replace(
+            known, number=number, id=f"{number:05d}-0", config={**known.config, **drawn}, generators=sets
+        )
+        ledger.add(replace(record, validation={**known.validation, "ap": 0.5 + tau / 5}))
+    files = write(study, tmp_path / "report", workspace)
+    rows = rows_of(tmp_path / "report" / "tables" / "importance.csv")
+    assert rows[0]["hyperparameter"] == "tau"
+    assert "Told from chance" in files["report.md"].decode()
+    assert ": tau." in files["report.md"].decode()
+    drawings = {name.removesuffix(".svg") for name in files if name.endswith(".svg")}
+    assert {f"figures/{name}" for name in ("importance", "parallel", "landscape", "calibration")} <= drawings
+    assert {f"{name}.arrow" for name in drawings} <= files.keys()
+    with pa.memory_map(str(tmp_path / "report" / "figures" / "parallel.arrow")) as source:
+        lines = pa.ipc.open_file(source).read_all().to_pylist()
+    assert len(lines) == sum(score(one, spec.criterion, spec.roles) is not None for one in ledger.records())
+    assert max(line["tau"] for line in lines if line["tau"]) <= 2.0
+    assert files == write(study, tmp_path / "report", workspace)  # what is there already is written anew
