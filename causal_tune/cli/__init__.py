@@ -26,6 +26,7 @@ COMMANDS = {
     "leaderboard": ("leaderboard", "Show the best trials of a study."),
     "finalists": ("finalists", "Train the best again on fresh seeds: winner, or tie."),
     "report": ("report", "Write a study's report: page, tables, figures."),
+    "compare": ("compare", "Put several studies side by side."),
     "export": ("export", "Export a study's winner as a detector."),
     "evaluate": ("evaluate", "Judge a detector on labelled images."),
     "predict": ("predict", "Score images with a detector."),

@@ -14,10 +14,11 @@ from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report import figures
 from causal_tune.report.figures import Drawing
-from causal_tune.report.tables import Table
+from causal_tune.report.recommended import Chosen, recommended
+from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
-from causal_tune.study.finalists import PROBE, read_finalists, representative
+from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
@@ -48,26 +49,12 @@ class Report:
     sections: Sequence[Section]
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """The trial that the study recommends, with the study in which it was trained."""
-
-    path: Path
-    spec: StudySpec
-    record: TrialRecord
-
-
 def build(study_path: Path) -> Report:
     """The report of a study; `StudyError` where it has no trial that can be chosen or its files are gone."""
     spec = read_spec(study_path)
     records = Ledger(study_path / "trials").records()
     finalists = read_finalists(study_path, len(records))
-    if not rank(records, spec.criterion, spec.roles):
-        raise StudyError(
-            f"No trial of {spec.name!r} can be chosen by {spec.criterion!r}, so there is nothing to report. Look at "
-            f"`causal-tune leaderboard {spec.name}`."
-        )
-    chosen = _chosen(study_path, spec, records, finalists)
+    chosen = recommended(study_path, spec, records, finalists)
     probe = next(
         (one for one, _ in rank(records, spec.criterion, spec.roles) if one.config["head"] == "linear"), None
     )
@@ -86,36 +73,11 @@ def build(study_path: Path) -> Report:
     )
 
 
-def _chosen(
-    path: Path, spec: StudySpec, records: Sequence[TrialRecord], finalists: Mapping[str, Any] | None
-) -> _Chosen:
-    if finalists is None:
-        return _Chosen(path, spec, rank(records, spec.criterion, spec.roles)[0][0])
-    again = path.parent / finalists["study_of_finalists"]
-    own = read_spec(again)
-    return _Chosen(again, own, representative(finalists, Ledger(again / "trials").records(), own))
-
-
-def _percent(value: float | None, digits: int = 2) -> str:
-    return "undefined" if value is None else f"{100 * value:.{digits}f}"
-
-
-def _ends(value: float | None, ends: Sequence[float] | None) -> str:
-    if value is None or ends is None:
-        return _percent(value, 1)
-    return f"{_percent(value, 1)} [{_percent(ends[0], 1)}, {_percent(ends[1], 1)}]"
-
-
-def _signed(value: float, ends: Sequence[float] | None) -> str:
-    text = f"{100 * value:+.2f}"
-    return text if ends is None else f"{text} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
-
-
 def _verdict(
     spec: StudySpec,
     records: Sequence[TrialRecord],
     finalists: Mapping[str, Any] | None,
-    chosen: _Chosen,
+    chosen: Chosen,
 ) -> list[str]:
     config = chosen.record.config
     what = f"a {config['head']} head on the layer {config['layer']}"
@@ -125,13 +87,13 @@ def _verdict(
         value = score(chosen.record, spec.criterion, spec.roles)
         first = (
             f"The best of {len(records)} trials by {spec.criterion} is trial {chosen.record.id}, {what}, with "
-            f"{_percent(value)} %; that score chose it and flatters it, and `causal-tune finalists {spec.name}` says "
+            f"{percent(value)} %; that score chose it and flatters it, and `causal-tune finalists {spec.name}` says "
             "how sure it is."
         )
     test = score(chosen.record, "oracle", spec.roles) if spec.test_generators else None
     second = (
         f"On the test generators {', '.join(spec.test_generators)}, which chose nothing, its mean AP is "
-        f"{_percent(test)} %."
+        f"{percent(test)} %."
         if spec.test_generators
         else "The study has no test generators, so nothing is known of unseen ones."
     )
@@ -144,7 +106,7 @@ def _verdict(
     return [first, second, third]
 
 
-def _generators(spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored]) -> Section:
+def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -> Section:
     names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
     fitted = Scored.of(
         np.concatenate([scored[name].logits for name in names]),
@@ -162,14 +124,14 @@ def _generators(spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored]) 
             [
                 name,
                 _role(name, spec),
-                _ends(found["ap"], intervals.get("ap")),
-                _ends(found["accuracy"], intervals.get("accuracy")),
-                _percent(found["accuracy_real"], 1),
-                _percent(found["accuracy_generated"], 1),
-                _percent(found["accuracy_val_threshold"], 1),
-                _ends(found["auc"], intervals.get("auc")),
-                _ends(found["tpr_at_5_fpr"], intervals.get("tpr_at_5_fpr")),
-                _percent(found["ece"], 1),
+                with_ends(found["ap"], intervals.get("ap")),
+                with_ends(found["accuracy"], intervals.get("accuracy")),
+                percent(found["accuracy_real"], 1),
+                percent(found["accuracy_generated"], 1),
+                percent(found["accuracy_val_threshold"], 1),
+                with_ends(found["auc"], intervals.get("auc")),
+                with_ends(found["tpr_at_5_fpr"], intervals.get("tpr_at_5_fpr")),
+                percent(found["ece"], 1),
                 str(found["num_real"]),
                 str(found["num_generated"]),
             ]
@@ -224,7 +186,7 @@ def _role(name: str, spec: StudySpec) -> str:
 
 
 def _against_probe(
-    study_path: Path, spec: StudySpec, chosen: _Chosen, scored: Mapping[str, Scored], probe: TrialRecord
+    study_path: Path, spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored], probe: TrialRecord
 ) -> Section:
     theirs = trial_scores(study_path, spec, probe)
     rng = np.random.default_rng(spec.seed)
@@ -242,7 +204,7 @@ def _against_probe(
             mean = float((resampled_ap(one, whole) - resampled_ap(other, whole))[0])
             below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
             p = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
-            cells += [_signed(mean, interval_of(drawn)), f"{p:.3f}"]
+            cells += [signed(mean, interval_of(drawn)), f"{p:.3f}"]
         else:
             cells += ["undefined", "-"]
         rows.append([*cells, f"{right} / {wrong}", f"{_mcnemar(right, wrong):.3f}"])
@@ -283,8 +245,8 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
             [
                 "tuned linear probe" if row["name"] == PROBE else row["name"],
                 f"{row['config']['head']}, {row['config']['layer']}",
-                _percent(row["search_score"]),
-                _ends(row["mean"], ends),
+                percent(row["search_score"]),
+                with_ends(row["mean"], ends),
                 "undefined" if test is None else _mean(test),
                 str(row["num_collapsed"]),
             ]
@@ -311,7 +273,7 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
             rows=[
                 [
                     f"{pair['a']} - {pair['b']}",
-                    _signed(pair["difference"], pair["interval"]),
+                    signed(pair["difference"], pair["interval"]),
                     "-" if pair["p"] is None else f"{pair['p']:.3f}",
                     pair["covers"],
                 ]
@@ -335,7 +297,7 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
                     [
                         row["term"],
                         ", ".join(f"{key} {value}" for key, value in row["off"].items()),
-                        "failed" if "failed" in row else _signed(row["difference"], row["interval"]),
+                        "failed" if "failed" in row else signed(row["difference"], row["interval"]),
                         "-" if row.get("share") is None else f"{100 * row['share']:.0f} %",
                         "-"
                         if row.get("test_difference") is None
@@ -365,9 +327,9 @@ def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
             record.id,
             record.config["head"],
             record.config["layer"],
-            _percent(value),
-            _percent(record.validation["ap"]),
-            _percent(score(record, "oracle", spec.roles)) if spec.test_generators else "-",
+            percent(value),
+            percent(record.validation["ap"]),
+            percent(score(record, "oracle", spec.roles)) if spec.test_generators else "-",
             "-" if record.mask is None else f"{record.mask['mean']:.3f}{'!' if record.collapsed else ''}",
             *(_short(record.config[key]) for key in searched if key not in ("head", "layer")),
         ]
@@ -456,7 +418,7 @@ def _importance(spec: StudySpec, records: Sequence[TrialRecord], found: Sequence
                 caption="Share of the importance in per cent, with 95 % intervals over resampled trials.",
                 columns=["hyperparameter", "share", "p", "trials"],
                 rows=[
-                    [one.name, _ends(one.share, (one.low, one.high)), f"{one.p:.3f}", str(one.num_trials)]
+                    [one.name, with_ends(one.share, (one.low, one.high)), f"{one.p:.3f}", str(one.num_trials)]
                     for one in found
                 ],
             )
@@ -491,8 +453,8 @@ def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
                 winner.id,
                 winner.config["head"],
                 winner.config["layer"],
-                _percent(value),
-                "-" if test is None else _percent(test),
+                percent(value),
+                "-" if test is None else percent(test),
                 "-" if gap is None else f"{100 * gap[2]:.2f}",
                 "yes" if warning else "no",
             ]

@@ -1,4 +1,4 @@
-"""One table, written as Markdown, LaTeX, CSV and HTML."""
+"""One table, written as Markdown, LaTeX, CSV and HTML, and how numbers stand in its cells."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Table"]
+__all__ = ["Table", "percent", "signed", "with_ends"]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -20,6 +20,8 @@ _LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
 }
 
 
@@ -96,3 +98,33 @@ class Table:
             f"<div class=wide><table aria-labelledby=tab-{escape(self.name)}>\n"
             f"<thead><tr>{cells('th', self.titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         )
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A share of 1 in per cent.
+
+    >>> percent(0.98765), percent(None)
+    ('98.77', 'undefined')
+    """
+    return "undefined" if value is None else f"{100 * value:.{digits}f}"
+
+
+def with_ends(value: float | None, ends: Sequence[float] | None) -> str:
+    """A share in per cent, with the ends of its interval where there is one.
+
+    >>> with_ends(0.9, (0.85, 0.94))
+    '90.0 [85.0, 94.0]'
+    """
+    if value is None or ends is None:
+        return percent(value, 1)
+    return f"{percent(value, 1)} [{percent(ends[0], 1)}, {percent(ends[1], 1)}]"
+
+
+def signed(value: float, ends: Sequence[float] | None) -> str:
+    """A difference in points, with the ends of its interval where there is one.
+
+    >>> signed(0.01, (-0.02, 0.04))
+    '+1.00 [-2.00, +4.00]'
+    """
+    text = f"{100 * value:+.2f}"
+    return text if ends is None else f"{text} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"

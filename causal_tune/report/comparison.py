@@ -1,0 +1,261 @@
+"""Several studies side by side: the recommended head of each, and its linear probe, on every generator.
+
+Rows and columns are those of the paper's Tables 1 to 4: heads by what trained them, generators, AP and accuracy.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from causal_tune.errors import InvalidConfig
+from causal_tune.features import FeatureStore
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report.content import Report, Section
+from causal_tune.report.recommended import recommended
+from causal_tune.report.tables import Table, percent, signed, with_ends
+from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
+from causal_tune.selection import rank
+from causal_tune.study.finalists import read_finalists
+from causal_tune.study.scores import VALIDATION, trial_scores
+from causal_tune.study.spec import StudySpec, read_spec
+
+__all__ = ["compare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """One row: a trained head with what it says of each generator."""
+
+    name: str
+    spec: StudySpec
+    record: TrialRecord
+    encoder: str
+    index_sha256: str
+    scored: Mapping[str, Scored]
+
+    def role(self, generator: str) -> str:
+        """What this study did with a generator; only `test` is unseen."""
+        if generator in self.spec.train_generators:
+            return "train"
+        return "chose" if generator in self.spec.val_generators else "test"
+
+
+def compare(study_paths: Sequence[Path]) -> Report:
+    """The comparison of two or more studies as a report; `InvalidConfig` for fewer, or for one that is there twice."""
+    if len({path.resolve() for path in study_paths}) < len(study_paths) or len(study_paths) < 2:
+        raise InvalidConfig(
+            f"{len(study_paths)} studies were named ({', '.join(path.name for path in study_paths)}); a comparison "
+            "is of two or more, each named once."
+        )
+    heads = [head for path in study_paths for head in _heads(path)]
+    generators = list(dict.fromkeys(name for head in heads for name in head.scored))
+    unseen = [
+        name
+        for name in generators
+        if all(
+            name in head.scored and head.role(name) == "test" and head.scored[name].has_both for head in heads
+        )
+    ]
+    return Report(
+        title="Studies " + ", ".join(path.name for path in study_paths),
+        verdict=_verdict(heads, unseen),
+        sections=[
+            _what(heads),
+            _matrix(heads, generators, unseen),
+            *([_pairs(heads, unseen)] if unseen else []),
+        ],
+    )
+
+
+def _heads(path: Path) -> list[_Head]:
+    """The recommended head of a study and, where that is another trial, the search's best linear probe."""
+    spec = read_spec(path)
+    records = Ledger(path / "trials").records()
+    chosen = recommended(path, spec, records, read_finalists(path, len(records)))
+    found = [(path.name, chosen.path, chosen.spec, chosen.record)]
+    probe = next(
+        (one for one, _ in rank(records, spec.criterion, spec.roles) if one.config["head"] == "linear"), None
+    )
+    if probe is not None and chosen.record.config["head"] != "linear":
+        found.append((f"{path.name}, linear probe", path, spec, probe))
+    store = FeatureStore(spec.store_path).description
+    return [
+        _Head(
+            name=name,
+            spec=own,
+            record=record,
+            encoder=store["encoder"]["name"],
+            index_sha256=store["index_sha256"],
+            scored={
+                key: value
+                for key, value in trial_scores(where, own, record).items()
+                if key != VALIDATION and not key.startswith("view/")
+            },
+        )
+        for name, where, own, record in found
+    ]
+
+
+def _verdict(heads: Sequence[_Head], unseen: Sequence[str]) -> list[str]:
+    if not unseen:
+        return [
+            "No generator is unseen by all of these studies and judged by each, so no mean compares them fairly: read "
+            "the table generator by generator."
+        ]
+    means = {head.name: _mean_ap(head, unseen) for head in heads}
+    best = max(means, key=lambda name: means[name])
+    return [
+        f"On the {len(unseen)} generators that every study judged and none trained on or chose by "
+        f"({', '.join(unseen)}), {best} has the highest mean AP, {percent(means[best])} %.",
+        "That is a reading of test data: it says which study's rule chose well, and is no rule to choose by.",
+    ]
+
+
+def _mean_ap(head: _Head, unseen: Sequence[str]) -> float:
+    return float(np.mean([_ap(head.scored[name]) for name in unseen]))
+
+
+def _ap(scored: Scored) -> float:
+    return float(resampled_ap(scored, np.ones((1, len(scored.labels))))[0])
+
+
+def _what(heads: Sequence[_Head]) -> Section:
+    rows = [
+        [
+            head.name,
+            ", ".join(head.spec.train_generators),
+            ", ".join(head.spec.val_generators) or "-",
+            head.spec.criterion,
+            head.encoder,
+            head.record.config["layer"],
+            head.record.config["head"],
+            head.record.id,
+            head.record.collapsed or "no",
+        ]
+        for head in heads
+    ]
+    columns = [
+        "study",
+        *(f"{name}<" for name in ("trained on", "chosen by", "criterion", "encoder", "layer", "head")),
+    ]
+    return Section(
+        title="What is compared",
+        text="Of each study the head that it recommends, and beside it the best linear probe of its search.",
+        tables=[
+            Table(
+                name="studies",
+                caption="The heads.",
+                columns=[*columns, "trial<", "collapsed<"],
+                rows=rows,
+            )
+        ],
+    )
+
+
+def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[str]) -> Section:
+    marks = {"train": " †", "chose": " ‡", "test": ""}
+
+    def cell(head: _Head, name: str, text: str) -> str:
+        return "-" if name not in head.scored else text + marks[head.role(name)]
+
+    aps, accuracies = [], []
+    for head in heads:
+        rng = np.random.default_rng(head.spec.seed)
+        ap_row, accuracy_row, hits = [head.name], [head.name], []
+        for name in generators:
+            ap, accuracy = "undefined", ""
+            if name in head.scored:
+                one = head.scored[name]
+                if one.has_both:
+                    ends = interval_of(resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)))
+                    ap = with_ends(_ap(one), ends)
+                hit = float(((one.logits > 0) == (one.labels == 1)).mean())
+                accuracy = percent(hit, 1)
+                if name in unseen:
+                    hits.append(hit)
+            ap_row.append(cell(head, name, ap))
+            accuracy_row.append(cell(head, name, accuracy))
+        aps.append([*ap_row, percent(_mean_ap(head, unseen), 1) if unseen else "-"])
+        accuracies.append([*accuracy_row, percent(float(np.mean(hits)), 1) if hits else "-"])
+    mean = f"mean of {len(unseen)} unseen by all"
+    counts = [[name, *(_count(head, name) for head in heads)] for name in generators]
+    return Section(
+        title="Generator by generator",
+        text="† a generator that the head was trained on, ‡ one that it was chosen by: both are out of the mean. "
+        "- is one that its study did not judge.",
+        tables=[
+            Table(
+                name="ap",
+                caption="AP in per cent, with 95 % intervals of the bootstrap over images.",
+                columns=["head", *generators, mean],
+                rows=aps,
+            ),
+            Table(
+                name="accuracy",
+                caption="Accuracy in per cent at probability 0.5.",
+                columns=["head", *generators, mean],
+                rows=accuracies,
+            ),
+            Table(
+                name="counts",
+                caption="Images, real + generated.",
+                columns=["generator", *(head.name for head in heads)],
+                rows=counts,
+            ),
+        ],
+    )
+
+
+def _count(head: _Head, name: str) -> str:
+    if name not in head.scored:
+        return "-"
+    labels = head.scored[name].labels
+    return f"{int((labels == 0).sum())} + {int((labels == 1).sum())}"
+
+
+def _pairs(heads: Sequence[_Head], unseen: Sequence[str]) -> Section:
+    pairs = list(combinations(heads, 2))
+    rows = []
+    for one, other in pairs:
+        rng = np.random.default_rng(one.spec.seed)
+        paired = _same_images(one, other, unseen)
+        drawn = np.zeros(NUM_DRAWS)
+        for name in unseen:
+            mine, theirs = one.scored[name], other.scored[name]
+            counts = draw(mine.labels, NUM_DRAWS, rng)
+            their_counts = counts if paired else draw(theirs.labels, NUM_DRAWS, rng)
+            drawn += (resampled_ap(mine, counts) - resampled_ap(theirs, their_counts)) / len(unseen)
+        difference = _mean_ap(one, unseen) - _mean_ap(other, unseen)
+        tail = 0.05 / len(pairs)
+        ends = interval_of(drawn, level=1 - tail)
+        rows.append(
+            [
+                f"{one.name} - {other.name}",
+                signed(difference, ends),
+                "the same" if paired else "others",
+                "tie" if ends[0] <= 0 <= ends[1] else one.name if difference > 0 else other.name,
+            ]
+        )
+    return Section(
+        title="Pair by pair",
+        text=f"Differences of the mean AP on {', '.join(unseen)}, by the bootstrap over images: paired where both "
+        "studies judged the same index. One training each: the spread over seeds is not in these intervals, and "
+        "`causal-tune finalists` measures it.",
+        tables=[
+            Table(
+                name="pairs",
+                caption=f"In points, with intervals at 95 % shared among the {len(pairs)} pairs.",
+                columns=["pair", "difference", "images<", "better<"],
+                rows=rows,
+            )
+        ],
+    )
+
+
+def _same_images(one: _Head, other: _Head, unseen: Sequence[str]) -> bool:
+    return one.index_sha256 == other.index_sha256 and all(
+        np.array_equal(one.scored[name].labels, other.scored[name].labels) for name in unseen
+    )
