@@ -161,7 +161,7 @@ def test_preprocessing_is_chosen_on_the_command_line(finished: Finished, tmp_pat
         assert str(words[1]) in result.output
 
 
-@pytest.mark.parametrize("job", ["tune_sd14.py", "heads_sd14.py", "ablation_sd14.py"])
+@pytest.mark.parametrize("job", ["tune_sd14.py", "heads_sd14.py", "ablation_sd14.py", "robustness_sd14.py"])
 def test_jobs_choose_preprocessing_too(job: str) -> None:
     command = runpy.run_path(str(JOB.with_name(job)))["main"]
     assert {"--small", "--recompress"} <= {option for param in command.params for option in param.opts}

@@ -127,7 +127,7 @@ def test_mistakes_are_one_paragraph_and_write_nothing(tmp_path, words, part):
     assert not (tmp_path / "i.parquet").exists()
 
 
-@pytest.mark.parametrize("job", ["tune_sd14", "heads_sd14", "ablation_sd14"])
+@pytest.mark.parametrize("job", ["tune_sd14", "heads_sd14", "ablation_sd14", "robustness_sd14"])
 def test_jobs_take_the_same_options(job, tmp_path):
     command = runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]
     known = {option for parameter in command.params for option in parameter.opts}

@@ -1,7 +1,7 @@
 """How images become features: the options that `extract` and the jobs share, as one value."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,10 @@ def _degraded(context: click.Context, parameter: click.Parameter, given: tuple[s
         raise click.BadParameter(str(error)) from error
 
 
-def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options, given to the command as one `encoding`; `encoder` is the default, None: it must be named."""
+def encoding_options(
+    encoder: str | None = None, degrade: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The options, given to the command as one `encoding`, with these defaults; without `encoder` it must be named."""
     options: list[Callable[[Any], Any]] = [
         click.option(
             "--encoder",
@@ -87,6 +89,8 @@ def encoding_options(encoder: str | None = None) -> Callable[[Callable[..., Any]
         click.option(
             "--degrade",
             multiple=True,
+            default=tuple(degrade),
+            show_default=bool(degrade),
             callback=_degraded,
             metavar="NAMES",
             help=f"Degraded views of each image that is not of split train: {', '.join(DEGRADED)}, or jpeg-Q, "

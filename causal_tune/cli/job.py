@@ -120,7 +120,11 @@ def run_job(
     detector_path = workspace / "detectors" / study
     detector = export_detector(folder, detector_path)
     report_path = folder / "report" / "report.html"
-    write_report(build(folder), report_path.parent)
+    report = build(folder)
+    write_report(report, report_path.parent)
+    withstands = next(
+        (one for part in report.sections for one in part.tables if one.name == "robustness"), None
+    )
     rows = leaderboard_rows(result.spec, result.records, criterion)
 
     def show() -> None:
@@ -128,6 +132,8 @@ def run_job(
         show_leaderboard(rows, criterion, most=5)
         out.print()
         show_winner(result.spec, result.records, criterion)
+        if withstands:
+            out.print(table("What it withstands: mean AP, %", withstands.titles, withstands.rows))
         out.print(f"\nReport: {report_path}", soft_wrap=True)
         out.print(f"Detector: {detector_path}", soft_wrap=True)
         steps = {
@@ -168,7 +174,7 @@ def run_job(
         )
 
 
-def image_options(encoder: str) -> Callable[[Any], Any]:
+def image_options(encoder: str, degrade: Sequence[str] = ()) -> Callable[[Any], Any]:
     """The options of the jobs that say which images are encoded, and how."""
 
     def decorate(command: Any) -> Any:
@@ -182,7 +188,7 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
                 ),
                 layout_option,
                 choice_options("--sample-seed"),
-                encoding_options(encoder),
+                encoding_options(encoder, degrade),
             ]
         ):
             command = option(command)
@@ -191,15 +197,17 @@ def image_options(encoder: str) -> Callable[[Any], Any]:
     return decorate
 
 
-def job_command(*, name: str, question: str, space: str, encoder: str, example: str) -> click.Command:
-    """The command of one file in `jobs/`: its question, the space and encoder that it defaults to, an example."""
+def job_command(
+    *, name: str, question: str, space: str, encoder: str, example: str, degrade: Sequence[str] = ()
+) -> click.Command:
+    """The command of one file in `jobs/`: its question, what it defaults to, an example."""
 
     @click.command(
         name,
         help=question,
         epilog=f"Example: python jobs/{name} {example}",
     )
-    @image_options(encoder)
+    @image_options(encoder, degrade)
     @study_options
     @workspace_option
     @json_option

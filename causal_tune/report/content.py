@@ -20,6 +20,7 @@ from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampl
 from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
 from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
+from causal_tune.study.robustness import degraded_scores
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
@@ -62,6 +63,7 @@ def build(study_path: Path) -> Report:
     sections = [
         _generators(spec, chosen, scored),
         *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
+        *_robustness(study_path, spec, chosen, probe),
         *([_finalists(spec, finalists)] if finalists else []),
         _search(spec, records),
         *([_importance(spec, records, found)] if (found := importance(records, spec)) else []),
@@ -233,6 +235,77 @@ def _mcnemar(right: int, wrong: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
+
+
+def _robustness(
+    study_path: Path, spec: StudySpec, chosen: Chosen, probe: TrialRecord | None
+) -> list[Section]:
+    """What the recommended head and the probe withstand; nothing where the store has no degraded views."""
+    heads = {"recommended": degraded_scores(chosen.path, chosen.spec, chosen.record)}
+    if probe is not None and chosen.record.config["head"] != "linear":
+        heads["linear probe"] = degraded_scores(study_path, spec, probe)
+    views = heads["recommended"]
+    # generators that chose are no evidence, unless there are no others
+    unseen = [
+        name
+        for name in spec.test_generators
+        if any(one[name].has_both for one in views.values() if name in one)
+    ]
+    judged = unseen or [name for name in spec.val_generators if name in next(iter(views.values()), {})]
+    if not views or not judged:
+        return []
+    curves = {
+        name: {
+            view: _mean_with_ends([scored[one] for one in judged], spec.seed)
+            for view, scored in by_view.items()
+        }
+        for name, by_view in heads.items()
+    }
+    rows = [
+        [
+            view,
+            *(with_ends(curve[view][0], curve[view][1:]) for curve in curves.values()),
+            *(percent(_ap(views[view][name]), 1) for name in judged),
+        ]
+        for view in views
+    ]
+    return [
+        Section(
+            title="What it withstands",
+            text=f"AP on {', '.join(judged)} after JPEG or blur before the crop. An image counts where every view "
+            "could be made of it. "
+            + (
+                ""
+                if unseen
+                else "These generators chose the head: the store has no degraded view of test images."
+            ),
+            tables=[
+                Table(
+                    name="robustness",
+                    caption="Mean AP in per cent with 95 % intervals over images; the recommended head's AP on each.",
+                    columns=["view", *curves, *judged],
+                    rows=rows,
+                )
+            ],
+            figures={
+                "robustness": (
+                    "Mean AP with 95 % intervals, as in the paper's Figure 4; quality 100 is the best JPEG.",
+                    figures.robustness(curves),
+                )
+            },
+        )
+    ]
+
+
+def _ap(scored: Scored) -> float | None:
+    return float(resampled_ap(scored, np.ones((1, len(scored.labels))))[0]) if scored.has_both else None
+
+
+def _mean_with_ends(sets: Sequence[Scored], seed: int) -> tuple[float, float, float]:
+    rng = np.random.default_rng(seed)  # the same draws for every view and head: they hold the same images
+    drawn = np.mean([resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)) for one in sets], axis=0)
+    whole = np.mean([_ap(one) for one in sets])
+    return float(whole), *interval_of(drawn)
 
 
 def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:

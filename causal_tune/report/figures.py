@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from causal_tune.calibration import IDENTITY, Platt, reliability
+from causal_tune.images.views import CLEAN
 from causal_tune.ledger import TrialRecord
 from causal_tune.resampling import Scored
 from causal_tune.selection import rank, score
@@ -34,6 +35,7 @@ __all__ = [
     "landscape",
     "mask",
     "parallel",
+    "robustness",
     "roc",
 ]
 
@@ -249,6 +251,47 @@ def mask(record: TrialRecord) -> Drawing:
             figure,
             [{"epoch": one["epoch"], **{key: one.get(key) for key in shown}} for one in record.epochs],
         )
+
+
+def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> Drawing:
+    """The AP of each head over JPEG quality and over blur; `curves` holds mean and ends by head and view.
+
+    Views of another kind (`lr-64`) stand in the table alone.
+    """
+    kinds = {"jpeg": "JPEG quality", "blur": "blur, sigma in pixels"}
+    points = {
+        kind: {
+            head: sorted(
+                (float(view.split("-")[1]) if view != CLEAN else 0.0, *value)
+                for view, value in curve.items()
+                # the image itself has no blur; what its quality would be is not known
+                if view.startswith(f"{kind}-") or (kind == "blur" and view == CLEAN)
+            )
+            for head, curve in curves.items()
+        }
+        for kind in kinds
+    }
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(7.4, 3.2))
+        rows = []
+        every = figure.subplots(1, 2, sharey=True)
+        for axes, (kind, label) in zip(every, kinds.items(), strict=True):
+            for place, (head, curve) in enumerate(points[kind].items()):
+                x, *ends = zip(*curve, strict=True) if curve else ((),) * 4
+                mean, low, high = ([100 * value for value in values] for values in ends)
+                axes.plot(x, mean, **_line(place), marker="os"[place % 2], markersize=4, label=head)
+                axes.fill_between(
+                    x, low, high, color=_COLOURS[place % len(_COLOURS)], alpha=0.15, linewidth=0
+                )
+                rows += [
+                    {"head": head, "kind": kind, "amount": at, "ap": ap, "low": bottom, "high": top}
+                    for at, ap, bottom, top in curve
+                ]
+            axes.set_xlabel(label)
+        every[0].invert_xaxis()  # worse to the right in both
+        every[0].set_ylabel("mean AP, %")
+        every[1].legend(fontsize=8)
+        return _drawing(figure, rows)
 
 
 def importance(found: Sequence[Importance]) -> Drawing:
