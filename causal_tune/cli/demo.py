@@ -17,7 +17,7 @@ __all__ = ["demo_command"]
 @click.option("--encoder", default="vit-b-16-int8", show_default=True)
 @click.option(
     "--layer",
-    default="cls@7",
+    default="cls@3",
     show_default=True,
     help="Feature layer. The blocks of the encoder behind it are not computed.",
 )
