@@ -219,7 +219,7 @@ def calibration(scored: Scored, fitted: Platt) -> Drawing:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.set_xlabel("mean probability of the bin")
         axes.set_ylabel("share that is generated")
-        axes.legend(fontsize=8, loc="upper left")
+        axes.legend(fontsize=8, loc="lower right")
         return _drawing(figure, rows)
 
 
