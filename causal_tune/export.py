@@ -26,8 +26,8 @@ from causal_tune.model_card import model_card
 from causal_tune.onnx_graphs import write_head, write_images
 from causal_tune.resampling import Scored
 from causal_tune.selection import CRITERIA, best, score
-from causal_tune.study.finalists import read_finalists, representative
-from causal_tune.study.scores import VALIDATION, checkpoint_bytes, trial_scores
+from causal_tune.study.finalists import chosen_training, read_finalists
+from causal_tune.study.scores import VALIDATION, checkpoint_bytes, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["FALSE_POSITIVES", "export_detector", "role_of"]
@@ -71,9 +71,7 @@ def export_detector(
     command += f" --fpr {fpr:g}" if fpr != FALSE_POSITIVES else ""
     criterion = criterion or spec.criterion
     if finalists:
-        study_path = study_path.parent / finalists["study_of_finalists"]
-        spec = read_spec(study_path)
-        winner = representative(finalists, Ledger(study_path / "trials").records(), spec)
+        study_path, spec, winner = chosen_training(study_path, finalists)
     elif trial is not None:
         winner = _named(records, trial, spec)
     else:
@@ -100,16 +98,12 @@ def export_detector(
         raise DetectorError(f"{folder} exists and is not a detector. Name an empty or new folder.")
     scored = trial_scores(study_path, spec, winner)
     _check_scores(scored, winner)
-    names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
-    fitted_on = Scored.of(
-        np.concatenate([scored[name].logits for name in names]),
-        np.concatenate([scored[name].labels for name in names]),
-    )
+    fitted = fitted_on(spec, scored)
     provenance = f"the validation split of {', '.join(spec.train_generators)}"
-    if len(names) > 1:
-        provenance += f" and the validation generators {', '.join(names[1:])}"
-    calibration = fit_platt(fitted_on.logits, fitted_on.labels)
-    cuts = choose_cuts(fitted_on.logits, fitted_on.labels, fpr)
+    if others := [name for name in spec.val_generators if name in scored]:
+        provenance += f" and the validation generators {', '.join(others)}"
+    calibration = fit_platt(fitted.logits, fitted.labels)
+    cuts = choose_cuts(fitted.logits, fitted.labels, fpr)
     description = {
         "format": DETECTOR_FORMAT,
         "name": folder.name,
@@ -119,8 +113,8 @@ def export_detector(
         "encoder": store.description["encoder"],
         "preprocessing": store.description["preprocessing"],
         "labels": {"0": "real", "1": "generated"},
-        "calibration": _calibration(calibration, fitted_on, provenance),
-        **_verdicts(cuts, calibration, fitted_on, provenance),
+        "calibration": _calibration(calibration, fitted, provenance),
+        **_verdicts(cuts, calibration, fitted, provenance),
         "metrics": _metrics(scored, spec, winner, calibration, cuts),
         "audit": _audit(index, store, spec),
         "model_sha256": hashlib.sha256(data).hexdigest(),

@@ -39,6 +39,15 @@ class Scored:
         """Whether both classes are there; else there is nothing to rank."""
         return bool(self.labels.any() and not self.labels.all())
 
+    @property
+    def ap(self) -> float | None:
+        """The average precision; None where a class is missing.
+
+        >>> Scored.of([3.0, 2.0, 1.0], [1, 0, 0]).ap
+        1.0
+        """
+        return float(resampled_ap(self, np.ones((1, len(self.labels))))[0]) if self.has_both else None
+
 
 def draw(labels: NDArray[np.int64], num_draws: int, rng: np.random.Generator) -> Floats:
     """How often each image is in each draw, [num_draws, n]; the number of either class stays.

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import click
 
-from causal_tune.cli.output import emit, json_option, out, table, under_workspace, workspace_option
-from causal_tune.errors import InvalidConfig
+from causal_tune.cli.output import (
+    check_folder,
+    emit,
+    json_option,
+    out,
+    table,
+    under_workspace,
+    workspace_option,
+)
 from causal_tune.report.comparison import compare
 from causal_tune.report.page import write_report
 
@@ -25,10 +32,7 @@ __all__ = ["compare_command"]
 @json_option
 def compare_command(studies: Sequence[str], output: Path | None, workspace: Path, as_json: bool) -> None:
     """Compare STUDIES: the recommended head of each and its linear probe, on every generator."""
-    if output is not None and output.is_file():
-        raise InvalidConfig(
-            f"{output} is a file; a comparison is a folder of files. Name another one with -o."
-        )
+    check_folder(output, "a comparison")
     report = compare([under_workspace(workspace, "studies", study) for study in studies])
     files = write_report(report, output) if output is not None else []
     tables = {one.name: one for section in report.sections for one in section.tables}

@@ -30,6 +30,7 @@ from causal_tune.errors import CausalTuneError, InvalidConfig
 __all__ = [
     "METRIC_COLUMNS",
     "Bar",
+    "check_folder",
     "emit",
     "err",
     "errors_as_paragraphs",
@@ -109,6 +110,12 @@ def under_workspace(workspace: Path, kind: str, name_or_path: str) -> Path:
     """The folder that is meant: an existing path, or `workspace/kind/name`."""
     given = Path(name_or_path)
     return given.absolute() if given.is_dir() else (workspace / kind / name_or_path).absolute()
+
+
+def check_folder(output: Path | None, what: str) -> None:
+    """`InvalidConfig` where -o names a file: `what` is a folder of files."""
+    if output is not None and output.is_file():
+        raise InvalidConfig(f"{output} is a file; {what} is a folder of files. Name another one with -o.")
 
 
 def names(context: click.Context, parameter: click.Parameter, value: Sequence[str]) -> tuple[str, ...]:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
-from causal_tune.errors import InvalidConfig
+from causal_tune.cli.output import check_folder, emit, json_option, out, under_workspace, workspace_option
 from causal_tune.report.content import build
 from causal_tune.report.page import write_report
 
@@ -26,8 +25,7 @@ def report_command(study: str, output: Path | None, workspace: Path, as_json: bo
     """Write the report of STUDY: one HTML page, Markdown, each table as CSV and LaTeX, each figure as SVG."""
     path = under_workspace(workspace, "studies", study)
     folder = output or path / "report"
-    if folder.is_file():
-        raise InvalidConfig(f"{folder} is a file; a report is a folder of files. Name another one with -o.")
+    check_folder(folder, "a report")
     report = build(path)
     files = write_report(report, folder)
 

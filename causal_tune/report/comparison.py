@@ -14,10 +14,9 @@ from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report.content import Report, Section
-from causal_tune.report.recommended import recommended
+from causal_tune.report.recommended import best_probe, recommended
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
-from causal_tune.selection import rank
 from causal_tune.study.finalists import read_finalists
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
@@ -76,9 +75,7 @@ def _heads(path: Path) -> list[_Head]:
     records = Ledger(path / "trials").records()
     chosen = recommended(path, spec, records, read_finalists(path, len(records)))
     found = [(path.name, chosen.path, chosen.spec, chosen.record)]
-    probe = next(
-        (one for one, _ in rank(records, spec.criterion, spec.roles) if one.config["head"] == "linear"), None
-    )
+    probe = best_probe(spec, records)
     if probe is not None and chosen.record.config["head"] != "linear":
         found.append((f"{path.name}, linear probe", path, spec, probe))
     store = FeatureStore(spec.store_path).description
@@ -115,11 +112,7 @@ def _verdict(heads: Sequence[_Head], unseen: Sequence[str]) -> list[str]:
 
 
 def _mean_ap(head: _Head, unseen: Sequence[str]) -> float:
-    return float(np.mean([_ap(head.scored[name]) for name in unseen]))
-
-
-def _ap(scored: Scored) -> float:
-    return float(resampled_ap(scored, np.ones((1, len(scored.labels))))[0])
+    return float(np.mean([head.scored[name].ap for name in unseen]))
 
 
 def _what(heads: Sequence[_Head]) -> Section:
@@ -171,7 +164,7 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
                 one = head.scored[name]
                 if one.has_both:
                     ends = interval_of(resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)))
-                    ap = with_ends(_ap(one), ends)
+                    ap = with_ends(one.ap, ends)
                 hit = float(((one.logits > 0) == (one.labels == 1)).mean())
                 accuracy = percent(hit, 1)
                 if name in unseen:

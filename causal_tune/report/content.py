@@ -14,14 +14,14 @@ from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report import figures
 from causal_tune.report.figures import Drawing
-from causal_tune.report.recommended import Chosen, recommended
+from causal_tune.report.recommended import Chosen, best_probe, recommended
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
 from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
 from causal_tune.study.robustness import degraded_scores
-from causal_tune.study.scores import VALIDATION, trial_scores
+from causal_tune.study.scores import VALIDATION, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["Report", "Section", "build"]
@@ -56,9 +56,7 @@ def build(study_path: Path) -> Report:
     records = Ledger(study_path / "trials").records()
     finalists = read_finalists(study_path, len(records))
     chosen = recommended(study_path, spec, records, finalists)
-    probe = next(
-        (one for one, _ in rank(records, spec.criterion, spec.roles) if one.config["head"] == "linear"), None
-    )
+    probe = best_probe(spec, records)
     scored = trial_scores(chosen.path, chosen.spec, chosen.record)
     sections = [
         _generators(spec, chosen, scored),
@@ -109,11 +107,7 @@ def _verdict(
 
 
 def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -> Section:
-    names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
-    fitted = Scored.of(
-        np.concatenate([scored[name].logits for name in names]),
-        np.concatenate([scored[name].labels for name in names]),
-    )
+    fitted = fitted_on(spec, scored)
     calibration = fit_platt(fitted.logits, fitted.labels)
     threshold = chosen.record.threshold or 0.0
     rows = []
@@ -202,8 +196,9 @@ def _against_probe(
         if one.has_both:
             counts = draw(one.labels, NUM_DRAWS, rng)
             drawn = resampled_ap(one, counts) - resampled_ap(other, counts)
-            whole = np.ones((1, len(one.labels)))
-            mean = float((resampled_ap(one, whole) - resampled_ap(other, whole))[0])
+            assert one.ap is not None  # both hold the same images
+            assert other.ap is not None
+            mean = one.ap - other.ap
             below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
             p = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
             cells += [signed(mean, interval_of(drawn)), f"{p:.3f}"]
@@ -265,7 +260,7 @@ def _robustness(
         [
             view,
             *(with_ends(curve[view][0], curve[view][1:]) for curve in curves.values()),
-            *(percent(_ap(views[view][name]), 1) for name in judged),
+            *(percent(views[view][name].ap, 1) for name in judged),
         ]
         for view in views
     ]
@@ -297,14 +292,10 @@ def _robustness(
     ]
 
 
-def _ap(scored: Scored) -> float | None:
-    return float(resampled_ap(scored, np.ones((1, len(scored.labels))))[0]) if scored.has_both else None
-
-
 def _mean_with_ends(sets: Sequence[Scored], seed: int) -> tuple[float, float, float]:
     rng = np.random.default_rng(seed)  # the same draws for every view and head: they hold the same images
     drawn = np.mean([resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)) for one in sets], axis=0)
-    whole = np.mean([_ap(one) for one in sets])
+    whole = np.mean([one.ap for one in sets])
     return float(whole), *interval_of(drawn)
 
 

@@ -23,6 +23,7 @@ from causal_tune.ledger import TrialRecord
 from causal_tune.resampling import Scored
 from causal_tune.selection import rank, score
 from causal_tune.study.importance import Importance
+from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import StudySpec
 
 __all__ = [
@@ -323,7 +324,8 @@ def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[st
         for record, _ in scored
     ]
     axis = {
-        name: _Axis([point[name] for point in points if name in point], _is_log(spec, name)) for name in names
+        name: _Axis([point[name] for point in points if name in point], log=_is_log(space, name))
+        for name in names
     }
     score_axis = _Axis([100 * value for _, value in scored], log=False)
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
@@ -375,7 +377,7 @@ def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -
         for record, value in _scored(spec, records)
         if {x, y} <= space.axes(record.config).keys()
     ]
-    logs = {x: _is_log(spec, x), y: _is_log(spec, y)}
+    logs = {x: _is_log(space, x), y: _is_log(space, y)}
     xs, ys, values = (
         (np.array(column) for column in zip(*points, strict=True)) if points else (np.empty(0),) * 3
     )
@@ -400,48 +402,37 @@ def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -
         return _drawing(figure, [{x: a, y: b, "score": value} for a, b, value in points])
 
 
-@dataclass(frozen=True, slots=True)
 class _Axis:
     """A vertical axis of parallel coordinates: values between 0 and 1; texts in equal steps."""
 
-    values: Sequence[Any]
-    log: bool
-
-    @property
-    def is_number(self) -> bool:
-        """Whether its values have distances."""
-        return self._names is None
-
-    @property
-    def _names(self) -> list[str] | None:
-        return (
-            sorted({str(one) for one in self.values})
-            if any(isinstance(v, str | bool) for v in self.values)
-            else None
-        )
+    def __init__(self, values: Sequence[Any], *, log: bool) -> None:
+        self.is_number = not any(isinstance(value, str | bool) for value in values)
+        self._log = log
+        names = values if self.is_number else map(str, values)
+        self._values = sorted(set(names))
 
     def place(self, value: Any) -> float:
-        if (names := self._names) is not None:
-            return names.index(str(value)) / max(1, len(names) - 1)
-        low, high, here = (
-            math.log(one) if self.log else one for one in (min(self.values), max(self.values), value)
-        )
+        """Where a value stands."""
+        if not self.is_number:
+            return self._values.index(str(value)) / max(1, len(self._values) - 1)
+        ends = (self._values[0], self._values[-1], value)
+        low, high, here = map(math.log, ends) if self._log else ends
         return (here - low) / (high - low) if high > low else 0.5
 
     def marks(self) -> list[tuple[float, str]]:
-        if not self.values:
-            return []
-        if (names := self._names) is not None:
-            return [(self.place(name), name) for name in names]
-        return [(self.place(value), f"{value:.3g}") for value in sorted({min(self.values), max(self.values)})]
+        """What is written beside it: every text, or the ends of the numbers."""
+        if not self.is_number:
+            return [(self.place(name), name) for name in self._values]
+        ends = dict.fromkeys((*self._values[:1], *self._values[-1:]))
+        return [(self.place(value), f"{value:.3g}") for value in ends]
 
 
 def _scored(spec: StudySpec, records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
     return [(one, value) for one in records if (value := score(one, spec.criterion, spec.roles)) is not None]
 
 
-def _is_log(spec: StudySpec, name: str) -> bool:
-    return bool(getattr(spec.search_space().distributions[name], "log", False))
+def _is_log(space: SearchSpace, name: str) -> bool:
+    return bool(getattr(space.distributions[name], "log", False))
 
 
 def _scale(axes: Axes, log_x: bool, log_y: bool) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from causal_tune.errors import StudyError
-from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.ledger import TrialRecord
 from causal_tune.selection import rank
-from causal_tune.study.finalists import representative
-from causal_tune.study.spec import StudySpec, read_spec
+from causal_tune.study.finalists import chosen_training
+from causal_tune.study.spec import StudySpec
 
-__all__ = ["Chosen", "recommended"]
+__all__ = ["Chosen", "best_probe", "recommended"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,10 @@ def recommended(
         )
     if finalists is None:
         return Chosen(path, spec, ranked[0][0])
-    again = path.parent / finalists["study_of_finalists"]
-    own = read_spec(again)
-    return Chosen(again, own, representative(finalists, Ledger(again / "trials").records(), own))
+    return Chosen(*chosen_training(path, finalists))
+
+
+def best_probe(spec: StudySpec, records: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The best linear probe of a search; None where it tried none."""
+    ranked = rank(records, spec.criterion, spec.roles)
+    return next((record for record, _ in ranked if record.config["head"] == "linear"), None)

@@ -20,12 +20,12 @@ from optuna.distributions import CategoricalDistribution
 
 from causal_tune.errors import StudyError
 from causal_tune.intervals import Interval, mean_interval, paired_difference
-from causal_tune.ledger import TrialRecord
+from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.resampling import NUM_DRAWS, Floats, Scored, interval_of, measure_draws
 from causal_tune.selection import CRITERIA, Roles, plain, rank, score, simplicity
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import StudySpec
+from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.suggestion import same_trial, trial_seed
 from causal_tune.trial import TrialConfig
 
@@ -37,6 +37,7 @@ __all__ = [
     "Candidate",
     "candidates_of",
     "choose",
+    "chosen_training",
     "compare",
     "probe_space",
     "read_finalists",
@@ -179,6 +180,13 @@ def representative(
             f"{document['study']}` again."
         )
     return ranked[0][0]
+
+
+def chosen_training(study_path: Path, document: Mapping[str, Any]) -> tuple[Path, StudySpec, TrialRecord]:
+    """The `representative` with the study that trained it, which lies beside the one that was searched."""
+    path = study_path.parent / document["study_of_finalists"]
+    spec = read_spec(path)
+    return path, spec, representative(document, Ledger(path / "trials").records(), spec)
 
 
 # --- what they come to -----------------------------------------------------------------------------------

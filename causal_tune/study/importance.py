@@ -65,34 +65,41 @@ def importance(
     if len(scored) < MIN_TRIALS:
         return []
     values = np.array([value for _, value in scored])
-    points = []
-    for record, _ in scored:
+    trials = []
+    for record, value in scored:
         distributions = space.axes(record.config)
-        points.append(({key: record.config[key] for key in distributions}, distributions))
-    names = sorted({key for parameters, _ in points for key in parameters})
+        parameters = {key: record.config[key] for key in distributions}
+        trials.append(create_trial(params=parameters, distributions=distributions, value=value))
+    names = sorted({key for trial in trials for key in trial.params})
     num_draws = num_draws or max(_MIN_DRAWS, _DRAWS_EACH * len(names))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, 5 / len(values)))
 
-    def divergences(places: np.ndarray, dealt: np.ndarray) -> np.ndarray:
-        trials = [
-            create_trial(params=points[place][0], distributions=points[place][1], value=float(value))
-            for place, value in zip(places, dealt, strict=True)
-        ]
+    def study_of(places: np.ndarray) -> optuna.Study:
         with calm():
             study = optuna.create_study(direction="maximize")
-            study.add_trials(trials)
-            found = get_param_importances(study, evaluator=evaluator, normalize=False)
+            study.add_trials([trials[place] for place in places])  # copies them: most of the time goes there
+            return study
+
+    def divergences(study: optuna.Study, dealt: np.ndarray) -> np.ndarray:
+        with calm():
+            found = get_param_importances(
+                study,
+                evaluator=evaluator,
+                target=lambda trial: -float(dealt[trial.number]),  # a target is taken for a loss
+                normalize=False,
+            )
         # a hyperparameter that no drawn trial has is not among them
         return np.array([found.get(name, 0.0) for name in names])
 
     everything = np.arange(len(values))
     rng = np.random.default_rng(spec.seed)
-    whole = divergences(everything, values)
+    undrawn = study_of(everything)
+    whole = divergences(undrawn, values)
     resampled, shuffled = [], []
     for _ in range(num_draws):
         places = rng.choice(everything, len(everything))
-        resampled.append(_shares(divergences(places, values[places])))
-        shuffled.append(divergences(everything, rng.permutation(values)))
+        resampled.append(_shares(divergences(study_of(places), values[places])))
+        shuffled.append(divergences(undrawn, rng.permutation(values)))
     reached = (np.array(shuffled) >= whole).sum(axis=0)
     found = []
     for place, (name, share) in enumerate(zip(names, _shares(whole), strict=True)):
@@ -104,7 +111,7 @@ def importance(
                 low=min(low, float(share)),
                 high=max(high, float(share)),
                 p=float(reached[place] + 1) / (num_draws + 1),
-                num_trials=sum(name in parameters for parameters, _ in points),
+                num_trials=sum(name in trial.params for trial in trials),
             )
         )
     return sorted(found, key=lambda one: (-one.share, one.name))

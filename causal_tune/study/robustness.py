@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_safetensors
 
 from causal_tune.features import FeatureStore, partition
-from causal_tune.heads import load_head
 from causal_tune.images.views import CLEAN, is_augmented
 from causal_tune.ledger import TrialRecord
 from causal_tune.resampling import Scored
-from causal_tune.study.scores import checkpoint_bytes
+from causal_tune.study.scores import trial_head
 from causal_tune.study.spec import StudySpec
 
 __all__ = ["degraded_scores"]
@@ -34,7 +32,7 @@ def degraded_scores(
     views = sorted((view for view in store.views if not is_augmented(view)), key=_by_kind_and_harshness)
     if not views:
         return {}
-    head = load_head(record.head_config, load_safetensors(checkpoint_bytes(study_path, record)))
+    head = trial_head(study_path, record)
     parts = partition(
         store.rows,
         train_generators=spec.train_generators,

@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 
 from causal_tune.errors import StudyError
 from causal_tune.features import StudyData, load_study_data
-from causal_tune.heads import load_head
+from causal_tune.heads import Scorer, load_head
 from causal_tune.ledger import TrialRecord
 from causal_tune.resampling import Scored
 from causal_tune.study.spec import StudySpec
 
-__all__ = ["VALIDATION", "checkpoint_bytes", "judged_sets", "trial_scores"]
+__all__ = ["VALIDATION", "checkpoint_bytes", "fitted_on", "judged_sets", "trial_head", "trial_scores"]
 
 VALIDATION = "validation split"
 """Name of the validation split of the training generators among the sets of a trial."""
@@ -35,6 +36,11 @@ def checkpoint_bytes(study_path: Path, record: TrialRecord) -> bytes:
     if hashlib.sha256(data).hexdigest() != record.checkpoint_sha256:
         raise StudyError(f"{path} is not the file that trial {record.id} wrote (its sha256 differs). {again}")
     return data
+
+
+def trial_head(study_path: Path, record: TrialRecord) -> Scorer:
+    """The head that a finished trial trained."""
+    return load_head(record.head_config, load_safetensors(checkpoint_bytes(study_path, record)))
 
 
 @lru_cache(maxsize=4)
@@ -65,7 +71,7 @@ def judged_sets(spec: StudySpec, layer: str) -> StudyData:
 def trial_scores(study_path: Path, spec: StudySpec, record: TrialRecord) -> Mapping[str, Scored]:
     """By set, the scored images of a finished trial: `VALIDATION`, each generator, and each degraded view of the
     validation split as `view/<name>`."""
-    head = load_head(record.head_config, load_safetensors(checkpoint_bytes(study_path, record)))
+    head = trial_head(study_path, record)
     data = judged_sets(spec, record.config["layer"])
     sets = {VALIDATION: data.validation, **data.generators}
     sets.update({f"view/{view}": one for view, one in data.perturbed.items()})
@@ -74,3 +80,12 @@ def trial_scores(study_path: Path, spec: StudySpec, record: TrialRecord) -> Mapp
             name: Scored.of(head.logits(one.features).numpy(), one.labels.numpy())
             for name, one in sets.items()
         }
+
+
+def fitted_on(spec: StudySpec, scored: Mapping[str, Scored]) -> Scored:
+    """The images that calibration is fitted on: the validation split and the validation generators."""
+    names = [VALIDATION, *(name for name in spec.val_generators if name in scored)]
+    return Scored.of(
+        np.concatenate([scored[name].logits for name in names]),
+        np.concatenate([scored[name].labels for name in names]),
+    )
