@@ -46,8 +46,8 @@ def compare(study_paths: Sequence[Path]) -> Report:
     """The comparison of two or more studies as a report; `InvalidConfig` for fewer, or for one that is there twice."""
     if len({path.resolve() for path in study_paths}) < len(study_paths) or len(study_paths) < 2:
         raise InvalidConfig(
-            f"{len(study_paths)} studies were named ({', '.join(path.name for path in study_paths)}); a comparison "
-            "is of two or more, each named once."
+            f"Named were: {', '.join(path.name for path in study_paths)}. A comparison is of two or more studies, "
+            "each named once."
         )
     heads = [head for path in study_paths for head in _heads(path)]
     generators = list(dict.fromkeys(name for head in heads for name in head.scored))
