@@ -42,6 +42,25 @@ class _Head:
         return "chose" if generator in self.spec.val_generators else "test"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """Two heads, by the mean AP of one minus that of the other."""
+
+    one: str
+    other: str
+    difference: float
+    ends: tuple[float, float]
+    paired: bool
+    """Whether both were drawn with the same images."""
+
+    @property
+    def better(self) -> str | None:
+        """None for a tie: the interval holds 0."""
+        if self.ends[0] <= 0 <= self.ends[1]:
+            return None
+        return self.one if self.difference > 0 else self.other
+
+
 def compare(study_paths: Sequence[Path]) -> Report:
     """The comparison of two or more studies as a report; `InvalidConfig` for fewer, or for one that is there twice."""
     if len({path.resolve() for path in study_paths}) < len(study_paths) or len(study_paths) < 2:
@@ -58,13 +77,14 @@ def compare(study_paths: Sequence[Path]) -> Report:
             name in head.scored and head.role(name) == "test" and head.scored[name].has_both for head in heads
         )
     ]
+    pairs = _compare_pairs(heads, unseen) if unseen else []
     return Report(
         title="Studies " + ", ".join(path.name for path in study_paths),
-        verdict=_verdict(heads, unseen),
+        verdict=_verdict(heads, unseen, pairs),
         sections=[
             _what(heads),
             _matrix(heads, generators, unseen),
-            *([_pairs(heads, unseen)] if unseen else []),
+            *([_pairs(pairs, unseen)] if pairs else []),
         ],
     )
 
@@ -96,7 +116,7 @@ def _heads(path: Path) -> list[_Head]:
     ]
 
 
-def _verdict(heads: Sequence[_Head], unseen: Sequence[str]) -> list[str]:
+def _verdict(heads: Sequence[_Head], unseen: Sequence[str], pairs: Sequence[_Pair]) -> list[str]:
     if not unseen:
         return [
             "No generator is unseen by all of these studies and judged by each, so no mean compares them fairly: read "
@@ -104,9 +124,17 @@ def _verdict(heads: Sequence[_Head], unseen: Sequence[str]) -> list[str]:
         ]
     means = {head.name: _mean_ap(head, unseen) for head in heads}
     best = max(means, key=lambda name: means[name])
+    ties = [
+        pair.other if pair.one == best else pair.one
+        for pair in pairs
+        if pair.better is None and best in (pair.one, pair.other)
+    ]
     return [
         f"On the {len(unseen)} generators that every study judged and none trained on or chose by "
         f"({', '.join(unseen)}), {best} has the highest mean AP, {percent(means[best])} %.",
+        f"It is a tie with {'; '.join(ties)}: their images do not tell them apart."
+        if ties
+        else "It is better than each of the others by more than their images may do.",
         "That is a reading of test data: it says which study's rule chose well, and is no rule to choose by.",
     ]
 
@@ -209,9 +237,10 @@ def _count(head: _Head, name: str) -> str:
     return f"{int((labels == 0).sum())} + {int((labels == 1).sum())}"
 
 
-def _pairs(heads: Sequence[_Head], unseen: Sequence[str]) -> Section:
+def _compare_pairs(heads: Sequence[_Head], unseen: Sequence[str]) -> list[_Pair]:
     pairs = list(combinations(heads, 2))
-    rows = []
+    level = 1 - 0.05 / len(pairs)
+    found = []
     for one, other in pairs:
         rng = np.random.default_rng(one.spec.seed)
         paired = _same_images(one, other, unseen)
@@ -221,17 +250,28 @@ def _pairs(heads: Sequence[_Head], unseen: Sequence[str]) -> Section:
             counts = draw(mine.labels, NUM_DRAWS, rng)
             their_counts = counts if paired else draw(theirs.labels, NUM_DRAWS, rng)
             drawn += (resampled_ap(mine, counts) - resampled_ap(theirs, their_counts)) / len(unseen)
-        difference = _mean_ap(one, unseen) - _mean_ap(other, unseen)
-        tail = 0.05 / len(pairs)
-        ends = interval_of(drawn, level=1 - tail)
-        rows.append(
-            [
-                f"{one.name} - {other.name}",
-                signed(difference, ends),
-                "the same" if paired else "others",
-                "tie" if ends[0] <= 0 <= ends[1] else one.name if difference > 0 else other.name,
-            ]
+        found.append(
+            _Pair(
+                one=one.name,
+                other=other.name,
+                difference=_mean_ap(one, unseen) - _mean_ap(other, unseen),
+                ends=interval_of(drawn, level=level),
+                paired=paired,
+            )
         )
+    return found
+
+
+def _pairs(pairs: Sequence[_Pair], unseen: Sequence[str]) -> Section:
+    rows = [
+        [
+            f"{pair.one} - {pair.other}",
+            signed(pair.difference, pair.ends),
+            "the same" if pair.paired else "others",
+            pair.better or "tie",
+        ]
+        for pair in pairs
+    ]
     return Section(
         title="Pair by pair",
         text=f"Differences of the mean AP on {', '.join(unseen)}, by the bootstrap over images: paired where both "

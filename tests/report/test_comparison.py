@@ -59,6 +59,14 @@ def test_every_ap_is_that_of_scikit_learn_and_what_was_seen_is_marked(workspace:
     )
 
 
+def test_the_verdict_calls_a_tie_what_the_pairs_call_one(workspace: Path) -> None:
+    found = compared(workspace)
+    best = max(found["tables"]["ap"], key=lambda row: float(list(row.values())[-1]))["head"]
+    tied = [row["pair"] for row in found["tables"]["pairs"] if best in row["pair"] and row["better"] == "tie"]
+    assert ("It is a tie with" in found["verdict"][1]) == bool(tied)
+    assert tied  # twelve images of a class tell little
+
+
 def test_its_files_are_the_same_each_time(workspace: Path, tmp_path: Path) -> None:
     files = [Path(name) for name in compared(workspace, "-o", tmp_path / "out")["files"]]
     first = {path: path.read_bytes() for path in files}
