@@ -5,6 +5,7 @@ ids of the trials: what is delivered already is not delivered again, and what is
 time (`Tracker.sync`).
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -13,14 +14,14 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from causal_tune.errors import TrackingError
 from causal_tune.ledger import TrialRecord
-from causal_tune.selection import CRITERIA, Roles, score
+from causal_tune.selection import CRITERIA, Roles, rank, score
 from causal_tune.study.spec import StudySpec
 
 __all__ = ["EXPERIMENT", "Tracker", "default_uri"]
@@ -33,6 +34,8 @@ _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT = "mlflow.parentRunId"
 _STUDY = "causal_tune.study_uid"
 _TRIAL = "causal_tune.trial_id"
+_REGISTERED = "causal_tune.kind"
+_CHAMPION = "champion"
 
 _PROBE_TIMEOUT_S = 5
 _MAX_METRICS, _MAX_PARAMS = 900, 100  # a request holds 1,000 entries, of which 100 params
@@ -126,6 +129,14 @@ class Tracker:
             self.log_trial(record, self.spec.roles)
         return len(missing)
 
+    def deliver(self, records: Sequence[TrialRecord]) -> int:
+        """`start`, `sync` and `finish` in one, for a study that does not run; how many trials were missing."""
+        self.start()
+        num_delivered = self.sync(records)
+        ranked = rank(records, self.spec.criterion, self.spec.roles)
+        self.finish(ranked[0][0] if ranked else None)
+        return num_delivered
+
     def finish(self, best: TrialRecord | None) -> None:
         """End the parent run, with the winner's hyperparameters and metrics on it."""
         from mlflow.entities import Metric, RunTag
@@ -146,6 +157,38 @@ class Tracker:
                     tags=[RunTag(key, value) for key, value in tags.items()],
                 )
             self._client.set_terminated(self.parent_run_id)
+
+    def register(self, name: str, model: Path, description: str, tags: Mapping[str, str]) -> str:
+        """Make the MLflow model in the folder `model` the `champion` of the registered model `name`; its version.
+
+        Its files go to the study's parent run; what was champion stays as an earlier version. A registered model
+        that something else made is left alone: `TrackingError`.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with self._refusals():
+            try:
+                found = self._client.get_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                found = self._client.create_registered_model(name, tags={_REGISTERED: "detector"})
+            if _REGISTERED not in found.tags:
+                raise TrackingError(
+                    f"{self.uri} has a registered model {name!r} that is not a detector of causal-tune. Give "
+                    "--register another name."
+                )
+            digest = hashlib.sha256((model / "MLmodel").read_bytes()).hexdigest()
+            place = f"detectors/{digest[:12]}"
+            self._client.log_artifacts(self.parent_run_id, str(model), place)
+            artifacts = self._client.get_run(self.parent_run_id).info.artifact_uri
+            version = self._client.create_model_version(
+                name, source=f"{artifacts}/{place}", run_id=self.parent_run_id, description=description
+            ).version
+            for key, value in {"study": self.spec.name, **tags}.items():
+                self._client.set_model_version_tag(name, version, f"causal_tune.{key}", value)
+            self._client.set_registered_model_alias(name, _CHAMPION, version)
+        return str(version)
 
     def ui_command(self) -> str:
         """What to type to see the runs, and the page that they are on."""

@@ -1,13 +1,18 @@
 """The documentation agrees with the code: commands, options, names, links, examples."""
 
 import re
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from ray._private.runtime_env.packaging import (
+    create_package,
+)  # what `ray job submit --working-dir` packs with
 
 from causal_tune.cli import COMMANDS, main
 from causal_tune.encoders import ENCODERS
@@ -110,3 +115,38 @@ def test_make_help_lists_the_targets() -> None:
 def test_wrong_usage_exits_with_2() -> None:
     result = CliRunner().invoke(main, ["nothing"])
     assert result.exit_code == 2
+
+
+def test_a_submission_uploads_the_code_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    kept = [
+        "jobs/tune_sd14.py",
+        "search_spaces/sd14.py",
+        "causal_tune/demo/weights/vae.safetensors",
+        "causal_tune/serving/page.html",
+    ]
+    left = [
+        ".venv/bin/python",
+        ".git/HEAD",
+        "causal_tune_runs/mlflow.db",
+        "elsewhere/stores/a/shard.arrow",
+        "elsewhere/studies/a/checkpoints/1.safetensors",
+        "detectors/mine/detector.json",
+        "mlartifacts/1/artifacts/MLmodel",
+        "mlruns.db",
+        "mlruns.db-wal",
+        "images/1.png",
+        "images/2.JPEG",
+        "images/3.jpg",
+        "images.parquet",
+        "weights/ViT-L-14.pt",
+        "model.onnx",
+        "jobs/__pycache__/tune_sd14.pyc",
+        ".mypy_cache/x.json",
+    ]
+    for name in kept + left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    shutil.copy(ROOT / ".rayignore", folder)
+    create_package(str(folder), tmp_path / "package.zip", include_gitignore=True)
+    assert sorted(zipfile.ZipFile(tmp_path / "package.zip").namelist()) == sorted([".rayignore", *kept])

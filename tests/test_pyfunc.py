@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
+from mlflow import MlflowClient
 
 from causal_tune.detector import load_detector
 from causal_tune.errors import TrackingError
 from causal_tune.pyfunc import save_mlflow_model
-from tests.conftest import draw
+from causal_tune.tracking import default_uri
+from tests.conftest import Finished, draw, run_cli
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +96,71 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match="exists already"):
         save_mlflow_model(DETECTOR, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+LOAD = """
+import json, sys
+import numpy as np, pandas as pd, mlflow
+uri, name, features = sys.argv[1:]
+mlflow.set_registry_uri(uri)
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model(f"models:/{name}@champion")
+frame = pd.DataFrame({"features": np.load(features).astype(float).tolist()})
+print(model.predict(frame)["score"].to_json(orient="values"))
+"""
+
+
+def test_the_winner_is_registered_as_champion_and_loads_by_that_name(
+    finished: Finished, tmp_path: Path
+) -> None:
+    def export(folder: str, *words: object) -> Result:
+        return run_cli(
+            "export",
+            "small",
+            "-o",
+            tmp_path / folder,
+            "--register",
+            "my detector",
+            *words,
+            "--workspace",
+            workspace,
+        )
+
+    workspace = finished.workspace
+    uri = default_uri(workspace)
+    first = export("first")
+    assert first.exit_code == 0, first.output
+    assert "models:/my detector@champion is version 1" in first.output
+    second = export("second", "--fpr", "0.2", "--json")
+    assert second.exit_code == 0, second.output
+    assert json.loads(second.stdout)["registered_version"] == "2"
+
+    client = MlflowClient(tracking_uri=uri)
+    champion = client.get_model_version_by_alias("my detector", "champion")
+    assert str(champion.version) == "2"
+    assert champion.tags["causal_tune.command"].endswith("--fpr 0.2")
+    assert champion.description == (tmp_path / "second" / "README.md").read_text()
+    assert client.get_model_version("my detector", "1").run_id == champion.run_id
+    assert client.get_run(champion.run_id).data.tags["causal_tune.study"] == "small"
+    assert client.get_run(champion.run_id).info.status == "FINISHED"
+
+    detector = load_detector(tmp_path / "second")
+    features = np.random.default_rng(1).normal(size=(4, int(detector.description["head"]["width"])))
+    np.save(tmp_path / "features.npy", features.astype(np.float32))
+    words = [sys.executable, "-c", LOAD, uri, "my detector", str(tmp_path / "features.npy")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = [one.score for one in detector.scores(detector.logits(features.astype(np.float32)))]
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_registered_model_of_other_people_is_left_alone(finished: Finished, tmp_path: Path) -> None:
+    client = MlflowClient(tracking_uri=default_uri(finished.workspace))
+    client.create_registered_model("theirs")
+    words = ("export", "small", "-o", tmp_path / "d", "--workspace", finished.workspace)
+    refused = run_cli(*words, "--register", "theirs")
+    assert refused.exit_code != 0
+    assert "not a detector of causal-tune" in refused.output
+    assert not client.search_model_versions("name = 'theirs'")
+    assert "a name without" in run_cli(*words, "--register", "a/b").output
+    assert "give both" in run_cli(*words, "--tracking-uri", "http://127.0.0.1:1").output

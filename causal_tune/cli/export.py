@@ -1,12 +1,17 @@
 """`export`: a study's winner as a detector."""
 
+import re
+import tempfile
 from pathlib import Path
 
 import click
 
 from causal_tune.cli.output import emit, json_option, out, percent, under_workspace, workspace_option
 from causal_tune.export import FALSE_POSITIVES, export_detector
+from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA
+from causal_tune.study.spec import read_spec
+from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
 __all__ = ["export_command"]
 
@@ -38,6 +43,12 @@ __all__ = ["export_command"]
     type=click.Path(file_okay=False, path_type=Path),
     help="Write the detector as an MLflow model, too, to this new folder.",
 )
+@click.option(
+    "--register",
+    metavar="NAME",
+    help="Register the MLflow model under NAME where the study is tracked, with the alias `champion`.",
+)
+@click.option("--tracking-uri", help="MLflow server to register at. [default: sqlite in the workspace]")
 @click.option("--force", is_flag=True, help="Export a head whose mask has collapsed, too.")
 @workspace_option
 @json_option
@@ -50,11 +61,17 @@ def export_command(
     index: Path | None,
     onnx_images: bool,
     mlflow_model: Path | None,
+    register: str | None,
+    tracking_uri: str | None,
     force: bool,
     workspace: Path,
     as_json: bool,
 ) -> None:
     """Export the winner of STUDY (a name, or a folder) as a detector."""
+    if tracking_uri and not register:
+        raise click.UsageError("--tracking-uri says where to --register NAME; give both, or neither.")
+    if register is not None and not re.fullmatch(r"[^/:.%\s][^/:%]*", register):
+        raise click.UsageError(f"MLflow takes no registered model {register!r}: a name without / : and %.")
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
     detector = export_detector(
@@ -68,10 +85,18 @@ def export_command(
         force=force,
     )
     described = detector.description
-    if mlflow_model is not None:
+    champion = None
+    if mlflow_model is not None or register is not None:
         from causal_tune.pyfunc import save_mlflow_model  # MLflow takes seconds that others need not wait for
 
-        save_mlflow_model(folder, mlflow_model)
+        with tempfile.TemporaryDirectory() as temporary:
+            model = save_mlflow_model(folder, mlflow_model or Path(temporary))
+            if register is not None:
+                uri = tracking_uri or default_uri(workspace)
+                tracker = Tracker(uri, EXPERIMENT, read_spec(study_path))
+                tracker.deliver(Ledger(study_path / "trials").records())
+                told = {key: str(described["provenance"][key]) for key in ("trial", "criterion", "command")}
+                champion = tracker.register(register, model, (folder / "README.md").read_text(), told)
 
     def show() -> None:
         calibration, unsure = described["calibration"], described["unsure"]
@@ -82,7 +107,11 @@ def export_command(
             f"{percent(calibration['ece_after'])} after.",
             soft_wrap=True,
         )
+        if champion is not None:
+            out.print(
+                f"Registered in MLflow: models:/{register}@champion is version {champion}.", soft_wrap=True
+            )
         out.print(f"Next: causal-tune predict {folder} PATH... -o scores.csv", soft_wrap=True)
 
-    document = {"detector": str(folder), **described["provenance"]}
+    document = {"detector": str(folder), **described["provenance"], "registered_version": champion}
     emit(as_json, document | {name: described[name] for name in ("threshold", "unsure", "calibration")}, show)

@@ -6,7 +6,6 @@ import click
 
 from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
 from causal_tune.ledger import Ledger
-from causal_tune.selection import rank
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
@@ -24,10 +23,7 @@ def sync_command(study: str, tracking_uri: str | None, workspace: Path, as_json:
     spec = read_spec(path)
     records = Ledger(path / "trials").records()
     tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
-    tracker.start()
-    num_delivered = tracker.sync(records)
-    ranked = rank(records, spec.criterion, spec.roles)
-    tracker.finish(ranked[0][0] if ranked else None)
+    num_delivered = tracker.deliver(records)
 
     def show() -> None:
         there = len(records) - num_delivered
