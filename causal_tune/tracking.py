@@ -6,6 +6,7 @@ time (`Tracker.sync`).
 """
 
 import hashlib
+import json
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ EXPERIMENT = "causal-tune"
 # instead of traces. Newer pages take the same wish from the address (`Tracker.ui_path`).
 _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT = "mlflow.parentRunId"
+_COMMIT = "mlflow.source.git.commit"
 _STUDY = "causal_tune.study_uid"
 _TRIAL = "causal_tune.trial_id"
 _REGISTERED = "causal_tune.kind"
@@ -80,6 +82,7 @@ class Tracker:
         with self._refusals():
             self.experiment_id = self._find_experiment()
             self.parent_run_id = self._find_parent()
+            self._client.log_inputs(self.parent_run_id, datasets=[self._dataset()])
             for run in self._search(f"tags.`{_PARENT}` = '{self.parent_run_id}'"):
                 if _TRIAL in run.data.tags:
                     self._runs[run.data.tags[_TRIAL]] = (run.info.run_id, run.info.status != "RUNNING")
@@ -219,7 +222,16 @@ class Tracker:
             tags["reason"] = record.reason[:4000]
         if record.checkpoint_sha256:
             tags["checkpoint_sha256"] = record.checkpoint_sha256
-        return {f"causal_tune.{key}": value for key, value in tags.items()}
+        return {f"causal_tune.{key}": value for key, value in tags.items()} | _version_tags(record.versions)
+
+    def _dataset(self) -> Any:
+        """The feature store as MLflow's dataset: its fingerprint is the digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        store = Path(self.spec.store_path)
+        source = json.dumps({"uri": str(store)})
+        dataset = Dataset(store.name, self.spec.store_fingerprint, "local", source)
+        return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
     def _probe(self) -> None:
         # Left to itself the client retries a dead address for four minutes.
@@ -272,6 +284,7 @@ class Tracker:
             "causal_tune.criterion": self.spec.criterion,
             "causal_tune.store_fingerprint": self.spec.store_fingerprint,
             "mlflow.note.content": _description(self.spec, None),
+            **_version_tags(self.spec.versions),
         }
         run = self._client.create_run(self.experiment_id, run_name=self.spec.name, tags=tags)
         spec = {key: value for key, value in self.spec.to_json().items() if key != "space"}
@@ -327,6 +340,13 @@ def _connect(uri: str) -> Any:
 def _run_name(record: TrialRecord) -> str:
     """What a human tells runs apart by: `007 causal cls@7`."""
     return f"{record.number:03d} {record.config.get('head')} {record.config.get('layer', '')}".rstrip()
+
+
+def _version_tags(versions: Mapping[str, str]) -> dict[str, str]:
+    """What made a number, under the names that MLflow's pages know: the commit and the versions of libraries."""
+    libraries = {name: version for name, version in versions.items() if name != "commit"}
+    tags = {"causal_tune.versions": ", ".join(f"{name} {version}" for name, version in libraries.items())}
+    return tags | ({_COMMIT: versions["commit"]} if "commit" in versions else {})
 
 
 def _description(spec: StudySpec, best: TrialRecord | None) -> str:

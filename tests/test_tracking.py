@@ -8,6 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from causal_tune.cli import main
@@ -119,6 +120,20 @@ def test_a_failed_trial_is_a_failed_run_with_its_reason(tracker):
     run = runs_of(tracker)[record.id]
     assert run.info.status == "FAILED"
     assert run.data.tags["causal_tune.reason"] == "the loss became nan"
+
+
+def test_runs_name_the_store_the_commit_and_the_versions(tracker, database, experiment):
+    record = make_record(4, versions={"python": "3.11", "commit": "c0ffee", "torch": "2"})
+    tracker.log_trial(record, ROLES)
+    Tracker(database, experiment, make_spec()).start()  # a study that is continued reads the store once more
+    runs = runs_of(tracker)
+    (read,) = runs[""].inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("store", "f00d")
+    assert mlflow.data.get_source(read).uri == "/store"
+    assert runs[record.id].data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert runs[record.id].data.tags["causal_tune.versions"] == "python 3.11, torch 2"
+    assert runs[""].data.tags["causal_tune.versions"] == "python 3"
+    assert "mlflow.source.git.commit" not in runs[""].data.tags
 
 
 def test_delivering_again_changes_nothing(tracker, database, experiment):

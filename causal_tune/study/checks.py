@@ -142,7 +142,8 @@ def check_space(space: SearchSpace, store: FeatureStore) -> None:
         raise InvalidConfig(
             f"The search space {space.name!r} asks for the layers {', '.join(absent)}, which the store "
             f"{store.path} does not have; it has {', '.join(store.layers)}. Extract again with "
-            f"`--layers {','.join(sorted(layers | store.layers.keys()))}`, or change the space."
+            f"`--layers {','.join(sorted(layers | store.layers.keys()))}`, or search those that it has with "
+            f"`causal-tune tune --layers {','.join(store.layers)}`."
         )
     searched = space.distributions.get("views")
     views = max(

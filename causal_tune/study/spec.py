@@ -5,10 +5,12 @@ frozen spec, and a difference is an error; the number of trials is no part of it
 extended. Where the store lies and which library versions run may change; both are written down.
 """
 
+import functools
 import json
 import os
 import re
 import shlex
+import subprocess
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -75,12 +77,33 @@ _BEFORE: dict[str, Any] = {
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the libraries that a result may depend on."""
+    """Versions of Python, of this package and of the libraries that a result may depend on.
+
+    `commit` is the package's own, where it runs from a git checkout, and ends in `-dirty` where that was edited.
+    """
+    commit = _commit(Path(__file__).parents[2])
     return {
         "python": sys.version.split()[0],
         "causal_tune": __version__,
+        **({"commit": commit} if commit else {}),
         **{name: metadata.version(name) for name in _LIBRARIES},
     }
+
+
+@functools.cache
+def _commit(checkout: Path) -> str:
+    """The commit that the folder `checkout` is at; empty where it is no checkout, or there is no git."""
+    if not (
+        checkout / ".git"
+    ).exists():  # installed, or uploaded with a job; a repository around it is not ours
+        return ""
+    words = ["git", "--no-optional-locks", "-C", str(checkout)]
+    words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

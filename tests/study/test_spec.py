@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from causal_tune.errors import CausalTuneError, InvalidConfig, StudyError
 from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.selection import best
-from causal_tune.study.spec import freeze, make_spec, read_spec, study_path
+from causal_tune.study.spec import _commit, freeze, library_versions, make_spec, read_spec, study_path
 
 GROUPS = {"gans": ["cyclegan"], "diffusion": ["glide"]}
 
@@ -209,6 +210,32 @@ def test_the_command_of_a_study_makes_the_same_study(tmp_path):
         **{key: given[key] for key in _ASKED},
     )
     assert dataclasses.replace(again, uid=spec.uid) == spec
+
+
+def test_versions_tell_the_commit_of_a_checkout_and_whether_it_was_edited(tmp_path):
+    def git(*words):
+        settings = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        done = subprocess.run(
+            ["git", *settings, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    def commit():
+        _commit.cache_clear()
+        return _commit(tmp_path)
+
+    assert commit() == ""
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "-m", "one")
+    git("tag", "v1")
+    assert commit() == git("rev-parse", "HEAD")
+    (tmp_path / "code.py").write_text("2")
+    assert commit() == git("rev-parse", "HEAD") + "-dirty"
+    (tmp_path / "inside").mkdir()
+    assert _commit(tmp_path / "inside") == ""  # as a virtual environment inside of somebody's repository
+    assert library_versions()["python"].startswith("3.")
 
 
 _ASKED = (
