@@ -1,0 +1,83 @@
+"""The numbers that the paper printed, as a marked reference beside a study's own (arXiv 2512.13285, Tables 1 to 4).
+
+They are the paper's claims on the paper's images, not results of this package.
+"""
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from causal_tune.images.places import genimage_name
+from causal_tune.metrics import score_metrics
+from causal_tune.report.tables import Table, percent
+from causal_tune.resampling import Scored
+
+__all__ = ["paper_tables", "printed_name"]
+
+_COPIED = ("1", "BigGAN")
+"""Cells of the baselines that cannot be: they repeat the SAN accuracies of Table 2."""
+_OURS = "CausalCLIP"
+
+
+def printed_name(generator: str) -> str | None:
+    """What the paper calls a generator; None for one that it does not have.
+
+    >>> printed_name("stable_diffusion_v_1_4"), printed_name("cyclegan"), printed_name("flux")
+    ('SD1.4', 'CycleGAN', None)
+    """
+    return {_plain(name): name for name in _generators()}.get(genimage_name(generator) or _plain(generator))
+
+
+def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str, Scored]) -> list[Table]:
+    """AP and accuracy of the head `name` on the generators that the paper has, above what the paper printed.
+
+    Empty unless the study trained on one of the paper's two sources, SD1.4 or ProGAN, and on nothing else: a row of
+    another source would compare training data. Means are of the cells that are shown; the paper's own are not used,
+    since most of those in its Table 1 are not the means of its cells.
+    """
+    sources = {printed_name(generator) for generator in train_generators}
+    shown = {
+        generator: printed
+        for generator, one in scored.items()
+        if (printed := printed_name(generator)) is not None and one.has_both
+    }
+    if len(sources) != 1 or not shown:
+        return []
+    found = [score_metrics(scored[generator].logits, scored[generator].labels) for generator in shown]
+    measured = {"AP": [one["ap"] or 0.0 for one in found], "ACC": [one["accuracy"] for one in found]}
+    tables = []
+    for metric, title in (("AP", "AP"), ("ACC", "Accuracy")):
+        reference = [row for row in _rows() if {row["trained_on"]} == sources and row["metric"] == metric]
+        if not reference:
+            return []
+        number = reference[0]["table"]
+        rows = [[name, *_with_mean(measured[metric])]]
+        for row in reference:
+            cells = _with_mean([float(row[printed]) / 100 for printed in shown.values()])
+            wrong = [row["method"] != _OURS and (number, printed) == _COPIED for printed in shown.values()]
+            marks = ["‡" if one else "" for one in (*wrong, any(wrong))]
+            rows.append([f"{row['method']} †", *map("".join, zip(cells, marks, strict=True))])
+        caption = f"{title} in per cent beside the paper's Table {number}. † as the paper printed it, on its images."
+        if any("‡" in cell for row in rows for cell in row):
+            caption += " ‡ the paper repeats the SAN accuracies of its Table 2 here; these are not AP."
+        columns = ["head", *shown, "mean"]
+        tables.append(Table(name=f"paper_{metric.lower()}", caption=caption, columns=columns, rows=rows))
+    return tables
+
+
+def _with_mean(values: Sequence[float]) -> list[str]:
+    return [percent(value) for value in (*values, sum(values) / len(values))]
+
+
+def _rows() -> list[dict[str, str]]:
+    text = (files("causal_tune.report") / "paper.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _generators() -> list[str]:
+    return list(_rows()[0])[4:]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
