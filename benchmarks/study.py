@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -320,7 +321,7 @@ def main() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ray.cloudpickle.register_pickle_by_value(training_step)
-    ray.init(num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory(prefix="causal-tune-study-") as folder:
         workspace = Path(folder)
         store = options.store
@@ -341,12 +342,19 @@ def main() -> None:
                 **changes,
             )
 
+        parts: dict[str, Any] = {}
+        for name, measure in {
+            "textbook": lambda: against_textbook(make, workspace, options),
+            "do_nothing": lambda: {"do_nothing": do_nothing(make, workspace, options.nothing)},
+            "asha": lambda: {"asha": asha(make, workspace, options)},
+        }.items():
+            parts |= (measured := measure())
+            # minutes apart: whoever interrupts the run keeps what was measured
+            print(f"{name}: {json.dumps(measured)}", file=sys.stderr, flush=True)
         result = {
             "question": "what a study costs beside its training, against the obvious wiring",
             "num_trials": options.trials,
-            **against_textbook(make, workspace, options),
-            "do_nothing": do_nothing(make, workspace, options.nothing),
-            "asha": asha(make, workspace, options),
+            **parts,
             "processor": platform.processor() or platform.machine(),
             "num_cpus": NUM_CPUS,
             "versions": {name: version(name) for name in ("ray", "optuna", "mlflow", "torch")},
