@@ -304,6 +304,12 @@ def asha(make: Callable[..., StudySpec], workspace: Path, options: Any) -> dict[
     return found
 
 
+def told(part: str, measured: dict[str, Any]) -> dict[str, Any]:
+    """Tell a part when it ends: they are minutes apart, and whoever interrupts the run keeps what was measured."""
+    print(f"{part}: {json.dumps(measured)}", file=sys.stderr, flush=True)
+    return measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -342,19 +348,12 @@ def main() -> None:
                 **changes,
             )
 
-        parts: dict[str, Any] = {}
-        for name, measure in {
-            "textbook": lambda: against_textbook(make, workspace, options),
-            "do_nothing": lambda: {"do_nothing": do_nothing(make, workspace, options.nothing)},
-            "asha": lambda: {"asha": asha(make, workspace, options)},
-        }.items():
-            parts |= (measured := measure())
-            # minutes apart: whoever interrupts the run keeps what was measured
-            print(f"{name}: {json.dumps(measured)}", file=sys.stderr, flush=True)
         result = {
             "question": "what a study costs beside its training, against the obvious wiring",
             "num_trials": options.trials,
-            **parts,
+            **told("textbook", against_textbook(make, workspace, options)),
+            "do_nothing": told("do_nothing", do_nothing(make, workspace, options.nothing)),
+            "asha": told("asha", asha(make, workspace, options)),
             "processor": platform.processor() or platform.machine(),
             "num_cpus": NUM_CPUS,
             "versions": {name: version(name) for name in ("ray", "optuna", "mlflow", "torch")},

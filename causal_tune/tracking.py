@@ -5,7 +5,6 @@ ids of the trials: what is delivered already is not delivered again, and what is
 time (`Tracker.sync`).
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -181,15 +181,18 @@ class Tracker:
                     f"{self.uri} has a registered model {name!r} that is not a detector of causal-tune. Give "
                     "--register another name."
                 )
-            digest = hashlib.sha256((model / "MLmodel").read_bytes()).hexdigest()
-            place = f"detectors/{digest[:12]}"
+            place = f"detectors/{uuid.uuid4().hex[:12]}"  # a version's files are its own
             self._client.log_artifacts(self.parent_run_id, str(model), place)
             artifacts = self._client.get_run(self.parent_run_id).info.artifact_uri
             version = self._client.create_model_version(
-                name, source=f"{artifacts}/{place}", run_id=self.parent_run_id, description=description
+                name,
+                source=f"{artifacts}/{place}",
+                run_id=self.parent_run_id,
+                tags={
+                    f"causal_tune.{key}": value for key, value in {"study": self.spec.name, **tags}.items()
+                },
+                description=description,
             ).version
-            for key, value in {"study": self.spec.name, **tags}.items():
-                self._client.set_model_version_tag(name, version, f"causal_tune.{key}", value)
             self._client.set_registered_model_alias(name, _CHAMPION, version)
         return str(version)
 

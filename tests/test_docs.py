@@ -10,9 +10,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from ray._private.runtime_env.packaging import (
-    create_package,
-)  # what `ray job submit --working-dir` packs with
+from ray._private.runtime_env.packaging import create_package
 
 from causal_tune.cli import COMMANDS, main
 from causal_tune.encoders import ENCODERS
@@ -148,5 +146,6 @@ def test_a_submission_uploads_the_code_and_nothing_else(tmp_path: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     shutil.copy(ROOT / ".rayignore", folder)
+    # what `ray job submit --working-dir` packs with
     create_package(str(folder), tmp_path / "package.zip", include_gitignore=True)
     assert sorted(zipfile.ZipFile(tmp_path / "package.zip").namelist()) == sorted([".rayignore", *kept])

@@ -114,17 +114,8 @@ def test_the_winner_is_registered_as_champion_and_loads_by_that_name(
     finished: Finished, tmp_path: Path
 ) -> None:
     def export(folder: str, *words: object) -> Result:
-        return run_cli(
-            "export",
-            "small",
-            "-o",
-            tmp_path / folder,
-            "--register",
-            "my detector",
-            *words,
-            "--workspace",
-            workspace,
-        )
+        place = ("-o", tmp_path / folder, "--workspace", workspace)
+        return run_cli("export", "small", *place, "--register", "my detector", *words)
 
     workspace = finished.workspace
     uri = default_uri(workspace)

@@ -29,6 +29,7 @@ from causal_tune.export import role_of
 from causal_tune.images.choice import Choice
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report.paper import plain_name
 from causal_tune.selection import best, rank
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
@@ -170,18 +171,14 @@ def averages(spec: StudySpec, records: Sequence[TrialRecord], gans: Sequence[str
     measured = finished.generators if finished else {}
     judged = [name for name in measured if name not in spec.val_generators]
     op = tuple(name for name in judged if measured[name]["ap"] is not None)
-    gp = tuple(name for name in op if (name in gans if gans else _plain(name) in GANS))
+    gp = tuple(name for name in op if (name in gans if gans else plain_name(name) in GANS))
     return Averages(
         op=op,
         gp=gp,
-        gp_computed=tuple(name for name in op if name in gp or _plain(name) in _ALSO_IN_THE_PAPERS_GP),
+        gp_computed=tuple(name for name in op if name in gp or plain_name(name) in _ALSO_IN_THE_PAPERS_GP),
         chosen_by=tuple(name for name in measured if name in spec.val_generators),
         one_class=tuple(name for name in judged if name not in op),
     )
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def summarise(records: Sequence[TrialRecord], over: Averages) -> dict[str, dict[str, Any]]:

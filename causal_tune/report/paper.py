@@ -4,7 +4,7 @@ They are the paper's claims on the paper's images, not results of this package.
 """
 
 import csv
-import re
+import functools
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -13,7 +13,7 @@ from causal_tune.metrics import score_metrics
 from causal_tune.report.tables import Table, percent
 from causal_tune.resampling import Scored
 
-__all__ = ["paper_tables", "printed_name"]
+__all__ = ["paper_tables", "plain_name", "printed_name"]
 
 _COPIED = ("1", "BigGAN")
 """Cells of the baselines that cannot be: they repeat the SAN accuracies of Table 2."""
@@ -26,7 +26,17 @@ def printed_name(generator: str) -> str | None:
     >>> printed_name("stable_diffusion_v_1_4"), printed_name("cyclegan"), printed_name("flux")
     ('SD1.4', 'CycleGAN', None)
     """
-    return {_plain(name): name for name in _generators()}.get(genimage_name(generator) or _plain(generator))
+    known = {plain_name(name): name for name in _generators()}
+    return known.get(genimage_name(generator) or plain_name(generator))
+
+
+def plain_name(name: str) -> str:
+    """A generator's name without case and signs, by which it is matched with the paper's.
+
+    >>> plain_name("Big-GAN")
+    'biggan'
+    """
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str, Scored]) -> list[Table]:
@@ -37,15 +47,15 @@ def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str
     since most of those in its Table 1 are not the means of its cells.
     """
     sources = {printed_name(generator) for generator in train_generators}
-    shown = {
-        generator: printed
-        for generator, one in scored.items()
-        if (printed := printed_name(generator)) is not None and one.has_both
-    }
+    shown: dict[str, str] = {}
+    measured: dict[str, list[float]] = {"AP": [], "ACC": []}
+    for generator, one in scored.items():
+        if (printed := printed_name(generator)) is not None and (ap := one.ap) is not None:
+            shown[generator] = printed
+            measured["AP"].append(ap)
+            measured["ACC"].append(score_metrics(one.logits, one.labels)["accuracy"])
     if len(sources) != 1 or not shown:
         return []
-    found = [score_metrics(scored[generator].logits, scored[generator].labels) for generator in shown]
-    measured = {"AP": [one["ap"] or 0.0 for one in found], "ACC": [one["accuracy"] for one in found]}
     tables = []
     for metric, title in (("AP", "AP"), ("ACC", "Accuracy")):
         reference = [row for row in _rows() if {row["trained_on"]} == sources and row["metric"] == metric]
@@ -70,6 +80,7 @@ def _with_mean(values: Sequence[float]) -> list[str]:
     return [percent(value) for value in (*values, sum(values) / len(values))]
 
 
+@functools.cache
 def _rows() -> list[dict[str, str]]:
     text = (files("causal_tune.report") / "paper.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
@@ -77,7 +88,3 @@ def _rows() -> list[dict[str, str]]:
 
 def _generators() -> list[str]:
     return list(_rows()[0])[4:]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -93,9 +93,8 @@ def library_versions() -> dict[str, str]:
 @functools.cache
 def _commit(checkout: Path) -> str:
     """The commit that the folder `checkout` is at; empty where it is no checkout, or there is no git."""
-    if not (
-        checkout / ".git"
-    ).exists():  # installed, or uploaded with a job; a repository around it is not ours
+    # without it: installed, or uploaded with a job; a repository around that is not ours
+    if not (checkout / ".git").exists():
         return ""
     words = ["git", "--no-optional-locks", "-C", str(checkout)]
     words += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
