@@ -176,7 +176,9 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
 
 
 def _beside_paper(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -> list[Section]:
-    tables = paper_tables(spec.train_generators, f"{spec.name} ({chosen.record.config['head']})", scored)
+    tables = paper_tables(
+        spec.train_generators, spec.val_generators, f"{spec.name} ({chosen.record.config['head']})", scored
+    )
     if not tables:
         return []
     return [

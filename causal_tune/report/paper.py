@@ -39,12 +39,14 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str, Scored]) -> list[Table]:
+def paper_tables(
+    train_generators: Sequence[str], val_generators: Sequence[str], name: str, scored: Mapping[str, Scored]
+) -> list[Table]:
     """AP and accuracy of the head `name` on the generators that the paper has, above what the paper printed.
 
     Empty unless the study trained on one of the paper's two sources, SD1.4 or ProGAN, and on nothing else: a row of
     another source would compare training data. Means are of the cells that are shown; the paper's own are not used,
-    since most of those in its Table 1 are not the means of its cells.
+    since most of those in its Table 1 are not the means of its cells. Generators that chose the head are marked.
     """
     sources = {printed_name(generator) for generator in train_generators}
     shown: dict[str, str] = {}
@@ -62,13 +64,15 @@ def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str
         if not reference:
             return []
         number = reference[0]["table"]
-        rows = [[name, *_with_mean(measured[metric])]]
+        chose = [generator in val_generators for generator in shown]
+        rows = [[name, *_marked(measured[metric], chose, "*")]]
         for row in reference:
-            cells = _with_mean([float(row[printed]) / 100 for printed in shown.values()])
+            values = [float(row[printed]) / 100 for printed in shown.values()]
             wrong = [row["method"] != _OURS and (number, printed) == _COPIED for printed in shown.values()]
-            marks = ["‡" if one else "" for one in (*wrong, any(wrong))]
-            rows.append([f"{row['method']} †", *map("".join, zip(cells, marks, strict=True))])
+            rows.append([f"{row['method']} †", *_marked(values, wrong, "‡")])
         caption = f"{title} in per cent beside the paper's Table {number}. † as the paper printed it, on its images."
+        if any(chose):
+            caption += " * chose the head, which flatters it."
         if any("‡" in cell for row in rows for cell in row):
             caption += " ‡ the paper repeats the SAN accuracies of its Table 2 here; these are not AP."
         columns = ["head", *shown, "mean"]
@@ -76,8 +80,11 @@ def paper_tables(train_generators: Sequence[str], name: str, scored: Mapping[str
     return tables
 
 
-def _with_mean(values: Sequence[float]) -> list[str]:
-    return [percent(value) for value in (*values, sum(values) / len(values))]
+def _marked(values: Sequence[float], marked: Sequence[bool], mark: str) -> list[str]:
+    """Cells of the values and of their mean, which has the mark where any of them has."""
+    mean = sum(values) / len(values)
+    pairs = zip((*values, mean), (*marked, any(marked)), strict=True)
+    return [percent(value) + mark * one for value, one in pairs]
 
 
 @functools.cache

@@ -60,7 +60,7 @@ def test_generators_are_matched_by_name(name: str, printed: str | None) -> None:
 
 def test_own_numbers_stand_above_the_papers_on_the_shared_generators() -> None:
     sets = scored("sd14", "biggan", "flux", "progan")
-    ap, accuracy = paper_tables(["sd14"], "mine", sets)
+    ap, accuracy = paper_tables(["sd14"], [], "mine", sets)
     assert ap.columns == ["head", "sd14", "biggan", "progan", "mean"]
     assert "Table 1" in ap.caption
     assert "Table 2" in accuracy.caption
@@ -81,20 +81,33 @@ def test_own_numbers_stand_above_the_papers_on_the_shared_generators() -> None:
 
 
 def test_without_a_wrong_cell_no_error_is_told() -> None:
-    (ap, _) = paper_tables(["progan"], "mine", scored("progan", "biggan"))
+    (ap, _) = paper_tables(["progan"], [], "mine", scored("progan", "biggan"))
     assert "Table 3" in ap.caption
     assert "‡" not in ap.caption
     assert row(ap, "CausalCLIP †")["biggan"] == "99.31"
 
 
+def test_a_generator_that_chose_the_head_is_marked_in_its_row_alone() -> None:
+    (ap, accuracy) = paper_tables(["progan"], ["cyclegan"], "mine", scored("cyclegan", "sd14"))
+    for table in (ap, accuracy):
+        assert "* chose the head" in table.caption
+        own = row(table, "mine")
+        assert (own["cyclegan"][-1], own["mean"][-1]) == ("*", "*")
+        assert "*" not in own["sd14"]
+        assert not any("*" in cell for cells in table.rows[1:] for cell in cells)
+    assert not any(
+        "* chose" in table.caption for table in paper_tables(["progan"], [], "mine", scored("sd14"))
+    )
+
+
 def test_other_training_data_gets_no_reference() -> None:
     sets = scored("sd14", "progan")
-    assert paper_tables(["sd1x_diffusiondb"], "mine", sets) == []
-    assert paper_tables(["sd14", "progan"], "mine", sets) == []
-    assert paper_tables(["cyclegan"], "mine", sets) == []
-    assert paper_tables(["sd14"], "mine", scored("flux")) == []
+    assert paper_tables(["sd1x_diffusiondb"], [], "mine", sets) == []
+    assert paper_tables(["sd14", "progan"], [], "mine", sets) == []
+    assert paper_tables(["cyclegan"], [], "mine", sets) == []
+    assert paper_tables(["sd14"], [], "mine", scored("flux")) == []
 
 
 def test_a_set_of_one_class_is_left_out() -> None:
     sets = scored("sd14", "progan") | {"glide": Scored.of([1.0, 2.0], [1, 1])}
-    assert "glide" not in paper_tables(["sd14"], "mine", sets)[0].columns
+    assert "glide" not in paper_tables(["sd14"], [], "mine", sets)[0].columns
