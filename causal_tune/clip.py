@@ -21,7 +21,15 @@ from causal_tune.runtimes.protocol import EncoderDescription, layer_widths
 from causal_tune.towers import Tower, check_state, infer_architecture, tower_of
 from causal_tune.weights import default_cache_dir, load_verified, weights_sha256
 
-__all__ = ["DTYPES", "ClipEncoder", "EncoderDescription", "describe_encoder", "layer_widths", "load_encoder"]
+__all__ = [
+    "DTYPES",
+    "ClipEncoder",
+    "EncoderDescription",
+    "default_device",
+    "describe_encoder",
+    "layer_widths",
+    "load_encoder",
+]
 
 DTYPES = ("float32", "bfloat16", "float16", "int8")
 """Number formats that an encoder can compute in; its features are float32 always."""
@@ -121,9 +129,14 @@ def _describe(
     )
 
 
+def default_device() -> torch.device:
+    """What `auto` stands for: a CUDA device where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     try:
         found = torch.device(device)
     except RuntimeError as error:

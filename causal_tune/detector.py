@@ -30,12 +30,13 @@ from PIL import Image
 from safetensors.torch import load as load_safetensors
 
 from causal_tune.calibration import IDENTITY, Platt
-from causal_tune.clip import ClipEncoder, EncoderDescription, describe_encoder, load_encoder
+from causal_tune.clip import ClipEncoder, EncoderDescription, default_device, describe_encoder, load_encoder
 from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnknownName, UnreadableImage
 from causal_tune.fidelity import fidelity_of
 from causal_tune.heads import Scorer, load_head
 from causal_tune.images.decode import crop_image, decode_crop, read_crop
 from causal_tune.images.preprocessing import Preprocessing
+from causal_tune.processor import multiplies
 
 __all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector"]
 
@@ -169,10 +170,10 @@ class Detector:
         return found
 
     def encoder(self, runtime: str = "auto", num_threads: int | None = None) -> ClipEncoder:
-        """The encoder, loaded once, by the runtime of the training or the one that is named.
+        """The encoder, loaded once, in the dtype of the training and by its runtime or the one that is named.
 
-        `auto` takes another where this machine lacks the training's; scores then differ in the last digits,
-        and `notes` says so. `DetectorError` where the weights are not those of the training.
+        Where this machine lacks the training's it takes its own; scores then differ in the last digits, and
+        `notes` says so. `DetectorError` where the weights are not those of the training.
         """
         if self._encoder is None:
             self.encoder_description(runtime)
@@ -187,6 +188,8 @@ class Detector:
         options: dict[str, Any] = {"layers": (self.layer,), "runtime": runtime}
         if wanted["dtype"] == "int8":  # it rounds so much that a head of int8 features needs int8 features
             options |= {"dtype": "int8", "device": "cpu"}
+        elif multiplies(wanted["dtype"], default_device()):
+            options |= {"dtype": wanted["dtype"]}
         if runtime != "auto":
             return options
         try:

@@ -125,12 +125,14 @@ def test_torch_onnx_and_the_training_agree(finished: Finished, tmp_path: Path) -
     scores = np.array([one.score for one in detector.scores(detector.logits(features))])
     paths = store.rows["path"].take(rows).to_pylist()
     crops = np.stack([read_crop(path, detector.preprocessing) for path in paths])
-    for found in (
-        [one.score for one in detector.score_batch(paths)],
-        run(tmp_path / "d" / "model.onnx", features)["score"],
-        run(tmp_path / "d" / "images.onnx", crops)["score"],
+    # the graph of the images computes in float32; the store may hold features of bfloat16, 8 bits
+    rounding = 2e-3 if detector.description["encoder"]["dtype"] == "bfloat16" else 1e-4
+    for found, bound in (
+        ([one.score for one in detector.score_batch(paths)], 1e-4),
+        (run(tmp_path / "d" / "model.onnx", features)["score"], 1e-4),
+        (run(tmp_path / "d" / "images.onnx", crops)["score"], rounding),
     ):
-        np.testing.assert_allclose(found, scores, atol=1e-4)
+        np.testing.assert_allclose(found, scores, atol=bound)
     trained = Ledger(finished.study / "trials").records()
     (record,) = [one for one in trained if one.id == detector.description["provenance"]["trial"]]
     labels = store.rows["label"].to_numpy()[rows]

@@ -15,7 +15,7 @@ from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.fidelity import Cosines, cosines, fidelity_of
 from causal_tune.heads import build_head
 from causal_tune.images.preprocessing import Preprocessing
-from causal_tune.runtimes import RUNTIMES, choose_runtime
+from causal_tune.runtimes import RUNTIMES, choose_runtime, torch_runtime
 from causal_tune.weights import fetch
 from tests.conftest import draw
 
@@ -86,6 +86,26 @@ def test_features_are_a_function_of_the_image_alone(
     permuted = encoder.encode(crops[::-1].copy())
     for layer in layers:
         assert np.array_equal(permuted[layer][::-1], whole[layer]), layer
+
+
+def test_where_rounding_goes_by_the_rows_a_pass_is_always_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on processors that multiply bfloat16 by tiles; most machines that run this are none."""
+    crops = random_crops(11)
+    expected = load_encoder("tiny-random", layers=ALL_LAYERS, dtype="bfloat16", runtime="torch", device="cpu")
+    monkeypatch.setattr(torch_runtime, "has_amx", lambda: True)
+    encoder = load_encoder("tiny-random", layers=ALL_LAYERS, dtype="bfloat16", runtime="torch", device="cpu")
+    sizes = []
+    forward = torch_runtime.TorchRuntime._forward
+    monkeypatch.setattr(
+        torch_runtime.TorchRuntime,
+        "_forward",
+        lambda self, pixels: sizes.append(len(pixels)) or forward(self, pixels),
+    )
+    found = encoder.encode(crops)
+    assert sizes == [8, 8]
+    for layer, values in expected.encode(crops).items():
+        assert found[layer].shape == values.shape
+        assert np.abs(found[layer] - values).max() <= BOUNDS["bfloat16"] * np.abs(values).max()
 
 
 @each
@@ -284,6 +304,21 @@ def detector_of(encoder: dict[str, object]) -> Detector:
         "preprocessing": Preprocessing().name,
     }
     return Detector(description, head.state_dict())
+
+
+def test_a_detector_encodes_in_the_dtype_of_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    described = describe_encoder("tiny-random", dtype="float32", device="cpu").values
+    for trained, native, used in (
+        ("float32", True, "float32"),
+        ("float32", False, "float32"),
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+    ):
+        features = {"avx512_bf16": native, "avx512_f": True}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        detector = detector_of({**described, "dtype": trained})
+        assert detector.encoder_description().dtype == used
+        assert len(detector.notes) == (used != trained)
 
 
 def test_a_detector_of_one_runtime_scores_with_the_other_and_says_so(tmp_path: Path) -> None:

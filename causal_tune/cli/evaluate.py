@@ -102,7 +102,7 @@ def _evaluate(
     encoding = Encoding(
         encoder=encoder.name,
         layers=(loaded.layer,),
-        dtype="int8" if encoder.dtype == "int8" else "auto",
+        dtype=encoder.dtype,
         runtime=encoder.runtime,
         preprocessing=loaded.preprocessing,
     )

@@ -7,8 +7,10 @@ In float32 it equals open_clip's own to 1e-5 (tests/test_clip.py).
 
 On a CPU every thread computes whole images. A matrix product that is shared among threads rounds by their
 number on some processors (measured: float32 with AVX2, not with AVX-512), and one of few rows by how many
-they are. So products of one row an image always have as many rows as a full pass: an image's features
-are a function of that image, whatever the batch, the threads and the images beside it.
+they are. So products of one row an image always have as many rows as a full pass, and where bfloat16 is
+multiplied by tiles (AMX), which rounds by the number of rows in every product, the last pass is filled with
+zeros: an image's features are a function of that image, whatever the batch, the threads and the images
+beside it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812 - as everywhere
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from causal_tune.processor import has_bfloat16
+from causal_tune.processor import has_amx, has_bfloat16
 from causal_tune.runtimes.protocol import EncoderDescription, last_block, layer_widths
 from causal_tune.towers import Tower
 
@@ -186,6 +188,7 @@ class TorchRuntime:
         self._device = device
         self._dtype = DTYPES[description.dtype]
         self._patch_size = tower.patch_size
+        self._whole_passes = device.type == "cpu" and self._dtype == torch.bfloat16 and has_amx()
         to: dict[str, Any] = {"device": device, "dtype": self._dtype}
         # uint8 values are normalised in float32, then rounded once
         self._mean = 255 * torch.tensor(description.mean, device=device)
@@ -209,9 +212,12 @@ class TorchRuntime:
         if self._device.type == "cuda":
             chunks = [self._forward(pixels.pin_memory().to(self._device, non_blocking=True))]
         else:
-            chunks = list(self._threads.map(self._forward, torch.split(pixels, _CPU_CHUNK)))
+            passes = list(torch.split(pixels, _CPU_CHUNK))
+            if self._whole_passes:
+                passes[-1] = _as_full_pass(passes[-1])
+            chunks = list(self._threads.map(self._forward, passes))
         return {
-            layer: torch.cat([chunk[layer] for chunk in chunks]).float().cpu().numpy()
+            layer: torch.cat([chunk[layer] for chunk in chunks])[: len(pixels)].float().cpu().numpy()
             for layer in self._widths
         }
 
