@@ -15,7 +15,7 @@ from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.fidelity import Cosines, cosines, fidelity_of
 from causal_tune.heads import build_head
 from causal_tune.images.preprocessing import Preprocessing
-from causal_tune.runtimes import RUNTIMES, choose_runtime, torch_runtime
+from causal_tune.runtimes import RUNTIMES, choose_runtime, openvino_runtime, torch_runtime
 from causal_tune.weights import fetch
 from tests.conftest import draw
 
@@ -196,6 +196,44 @@ def test_what_a_runtime_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         describe_encoder("tiny-random", runtime="openvino", dtype="bfloat16", device="cpu")
     with pytest.raises(InvalidConfig, match="openvino does not run on cuda"):
         describe_encoder("tiny-random", runtime="openvino", dtype="float32", device="cuda")
+
+
+def test_what_openvino_compiled_wrongly_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stream of the first has other weights: planted, since it happens to few processes."""
+    encode, planted = openvino_runtime.OpenVinoRuntime.encode, []
+
+    def with_a_wrong_stream(self: object, crops: np.ndarray) -> dict[str, np.ndarray]:
+        found = encode(self, crops)
+        planted.append(self)
+        if self is planted[0]:
+            for values in found.values():
+                values[1::2] *= -1
+        return found
+
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "encode", with_a_wrong_stream)
+    options = {"dtype": "float32", "device": "cpu", "num_threads": 2}
+    with pytest.warns(UserWarning, match=r"wrongly \(proj is off by 2 of its length from torch\)"):
+        encoder = load_encoder("tiny-random", runtime="openvino", **options)
+    crops = random_crops(3)
+    expected = load_encoder("tiny-random", runtime="torch", **options).encode(crops)["proj"]
+    assert np.abs(encoder.encode(crops)["proj"] - expected).max() < 1e-4
+
+
+def test_openvino_that_stays_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that differ by rounding are not one function of the image."""
+    encode = openvino_runtime.OpenVinoRuntime.encode
+
+    def with_a_rounded_stream(self: object, crops: np.ndarray) -> dict[str, np.ndarray]:
+        found = encode(self, crops)
+        found["proj"][-1] *= 1 + 1e-6
+        return found
+
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "encode", with_a_rounded_stream)
+    with (
+        pytest.warns(UserWarning, match="proj of one image differs among 3 streams"),
+        pytest.raises(InvalidConfig, match=r"wrongly 3 times .* --runtime torch"),
+    ):
+        load_encoder("tiny-random", dtype="float32", runtime="openvino", device="cpu", num_threads=3)
 
 
 @pytest.mark.skipif(processor.has_bfloat16(CPU), reason="this processor has bfloat16")
