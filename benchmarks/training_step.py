@@ -2,8 +2,8 @@
 
     python benchmarks/training_step.py [--store STORE --train-generator G] [--rounds 30]
 
-One thread, batch 256, the default options of a trial. In one run, interleaved so that a noisy machine disturbs
-all alike:
+One thread, batch 256, the default options of a trial. In one run, each in a process of its own and in turn, five
+steps at a time, so that a noisy machine disturbs all alike and none inherits the caches or the heap of another:
 
 - `plain`: the three updates written the obvious way in float32: a forward pass of the mask network for each of
   them with noise of its own, `torch.cdist`, HSIC by its formula with the centring matrix, default Adam.
@@ -17,12 +17,15 @@ also an epoch of it: all steps of one pass, and the evaluation of every set.
 import argparse
 import json
 import math
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -32,6 +35,7 @@ from torch.nn import functional
 
 from causal_tune.causal.head import CausalHead, CausalSettings
 from causal_tune.features import FeatureStore, StudyData, load_study_data
+from causal_tune.memory import keep_freed_memory
 from causal_tune.processor import has_bfloat16
 from causal_tune.training import train
 from causal_tune.trial import TrialConfig
@@ -160,7 +164,7 @@ def products(width: int, dtype: torch.dtype) -> Callable[[], None]:
     x = torch.randn(BATCH, width).to(dtype)
     weights = [torch.randn(width, width).to(dtype) for _ in range(2)]
     vector, z = torch.randn(width, 1), torch.randn(BATCH, width)
-    gram = torch.randn(BATCH, BATCH)
+    gram, z_rounded = torch.randn(BATCH, BATCH).to(dtype), z.to(dtype)
 
     def run() -> None:
         hidden = x @ weights[0].T
@@ -172,16 +176,10 @@ def products(width: int, dtype: torch.dtype) -> Callable[[], None]:
             column = z @ vector
             _ = column.T @ z
         for _ in range(2):
-            _ = z @ z.T
-            _ = gram @ z
+            _ = z_rounded @ z_rounded.T
+            _ = gram @ z_rounded
 
     return run
-
-
-def timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - begin)
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -192,14 +190,41 @@ def summary(times: list[float]) -> dict[str, float]:
     }
 
 
-def measure(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    for run in runs.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
+def serve(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+    """Time what `make` makes as often as the pipe asks for: seconds of each of so many runs in a row."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    run = make()
+    run()
+    run()
+    while number := pipe.recv():
+        times = []
+        for _ in range(number):
+            begin = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - begin)
+        pipe.send(times)
+
+
+def measure(
+    makers: dict[str, Callable[[], Callable[[], object]]], rounds: int, in_a_row: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each, taken in turn, each in a process of its own: they share no memory and no allocator."""
+    context = multiprocessing.get_context("spawn")
+    processes, pipes = [], {}
+    for name, make in makers.items():
+        pipes[name], far_end = context.Pipe()
+        processes.append(context.Process(target=serve, args=(make, far_end), daemon=True))
+        processes[-1].start()
+        far_end.close()
+    times: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(rounds):
-        for name, run in runs.items():
-            times[name].append(timed(run))
+        for name, pipe in pipes.items():
+            pipe.send(in_a_row)
+            times[name] += [1e3 * seconds for seconds in pipe.recv()]
+    for process, pipe in zip(processes, pipes.values(), strict=True):
+        pipe.send(0)
+        process.join()
     return times
 
 
@@ -211,34 +236,43 @@ def ratios(times: dict[str, list[float]]) -> dict[str, object]:
     return {**result, "ms": {name: summary(values) for name, values in times.items()}}
 
 
-def measure_step(width: int, config: TrialConfig, rounds: int) -> dict[str, object]:
-    generator = torch.Generator().manual_seed(2)
+def batch(width: int) -> tuple[Tensor, Tensor]:
     y = (torch.arange(BATCH) % 2).float()
-    x = torch.randn(BATCH, width, generator=generator) + 0.1 * y[:, None]
-    plain, trainer = Plain(width, config), ours(width, config)
+    return torch.randn(BATCH, width, generator=torch.Generator().manual_seed(2)) + 0.1 * y[:, None], y
+
+
+def plain_step(width: int, config: TrialConfig) -> Callable[[], object]:
+    return partial(Plain(width, config).step, *batch(width))
+
+
+def our_step(width: int, config: TrialConfig) -> Callable[[], object]:
+    keep_freed_memory()  # as `train` does
+    return partial(ours(width, config).step, *batch(width))
+
+
+def plain_epoch(data: StudyData, config: TrialConfig, num_steps: int) -> Callable[[], object]:
+    return partial(Plain(data.train.features.shape[1], config).epoch, data, num_steps)
+
+
+def our_epoch(data: StudyData, config: TrialConfig) -> Callable[[], object]:
+    return partial(train, config, data)
+
+
+def measure_step(width: int, config: TrialConfig, rounds: int) -> dict[str, object]:
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-    return ratios(
-        measure(
-            {
-                "plain": lambda: plain.step(x, y),
-                "ours": lambda: trainer.step(x, y),
-                "products": products(width, dtype),
-            },
-            rounds,
-        )
-    )
+    makers = {
+        "plain": partial(plain_step, width, config),
+        "ours": partial(our_step, width, config),
+        "products": partial(products, width, dtype),
+    }
+    return ratios(measure(makers, rounds, in_a_row=5))
 
 
 def measure_epoch(data: StudyData, config: TrialConfig, rounds: int) -> dict[str, object]:
     one = replace(config, max_epochs=1)
     num_steps = train(one, data).num_steps
-    plain = Plain(data.train.features.shape[1], config)
-    result = ratios(
-        measure(
-            {"plain": lambda: plain.epoch(data, num_steps), "ours": lambda: train(one, data)},
-            max(3, rounds // 6),
-        )
-    )
+    makers = {"plain": partial(plain_epoch, data, one, num_steps), "ours": partial(our_epoch, data, one)}
+    result = ratios(measure(makers, max(3, rounds // 6), in_a_row=1))
     return {**result, "num_steps": num_steps, "num_judged": sum(len(one) for one in data.generators.values())}
 
 

@@ -14,6 +14,7 @@ from causal_tune.errors import TrialFailed, TrialPruned
 from causal_tune.features import FeatureSet, StudyData
 from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head
 from causal_tune.heads.normaliser import Normaliser
+from causal_tune.memory import keep_freed_memory
 from causal_tune.metrics import Metrics, best_threshold, score_metrics
 from causal_tune.processor import has_bfloat16
 from causal_tune.trial import TrialConfig
@@ -88,6 +89,7 @@ def train(
     after every epoch but the last, gives a reason.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     _check_data(data)
     normaliser = Normaliser(config.normalisation, data.train.features.shape[1])
     normaliser.fit(data.train.features).to(device)

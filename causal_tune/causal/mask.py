@@ -15,7 +15,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,6 +43,7 @@ __all__ = [
     "noiseless_mask",
     "sampled_mask",
     "split",
+    "training_parts",
 ]
 
 _ROWS_IN_CACHE = 64
@@ -66,7 +69,15 @@ def gumbel_noise(
     """
     uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
     # In place, and not Tensor.exponential_: that draws six times slower than torch.rand on a CPU.
-    return uniform.clamp_(min=_SMALLEST_UNIFORM).log_().neg_().log_().neg_()
+    return _log_(_log_(uniform.clamp_(min=_SMALLEST_UNIFORM)).neg_()).neg_()
+
+
+def _log_(x: Tensor) -> Tensor:
+    """`Tensor.log_`; on a CPU by NumPy, in half the time."""
+    if x.device.type != "cpu":
+        return x.log_()
+    np.log(x.numpy(), out=x.numpy())
+    return x
 
 
 def gumbel_sigmoid(
@@ -293,13 +304,19 @@ def drop_noise(
 ) -> Float[Tensor, "..."]:
     """Independent draws of Bernoulli(p), the B of Eq. (11): 1 where a dimension is dropped, else 0.
 
-    `p` in [0, 1] is the probability of a drop, not of being kept.
+    `p` in [0, 1] is the probability of a drop, not of being kept; it is rounded to a multiple of 2^-16.
 
     >>> drop_noise((1, 3), 1.0, torch.Generator().manual_seed(0))
     tensor([[1., 1., 1.]])
     """
-    # rand < p and not bernoulli_: twice as fast on a CPU
-    return (torch.rand(shape, generator=generator, dtype=dtype, device=generator.device) < p).to(dtype)
+    num_below = round(p * 2**16)
+    drop = torch.empty(shape, dtype=dtype, device=generator.device)
+    if num_below == 0:
+        return drop.zero_()
+    # 16 bits an element are enough for a coin, and four are drawn at once: a third of the time of torch.rand
+    words = torch.empty((drop.numel() + 3) // 4, dtype=torch.int64, device=generator.device)
+    words.random_(-(2**63), None, generator=generator)
+    return torch.le(words.view(torch.int16)[: drop.numel()].view(shape), num_below - 1 - 2**15, out=drop)
 
 
 def counterfactual(z: Float[Tensor, "B d"], drop: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
@@ -311,3 +328,47 @@ def counterfactual(z: Float[Tensor, "B d"], drop: Float[Tensor, "B d"]) -> Float
     tensor([[0., 4.]])
     """
     return z * (1 - drop)
+
+
+def training_parts(
+    logits: Float[Tensor, "B d"],
+    tau: float,
+    gumbel: Float[Tensor, "B d"],
+    features: Float[Tensor, "B d"],
+    keep: Float[Tensor, "B d"],
+) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"], Float[Tensor, "B d"], Float[Tensor, "B d"]]:
+    """M, Zc, Znc and Zcf of a batch: Eqs. (5), (4) and (11) at once, for training.
+
+    What `gumbel_sigmoid`, `split` and `counterfactual` give, `keep` being 1 - B; with one node of autograd instead
+    of seven, and half their passes over memory. Gradients flow to `logits` only.
+
+    >>> one = torch.ones(1, 2)
+    >>> M, zc, znc, zcf = training_parts(0 * one, 1.0, 0 * one, 4 * one, torch.tensor([[1.0, 0.0]]))
+    >>> M.tolist(), zc.tolist(), znc.tolist(), zcf.tolist()
+    ([[0.5, 0.5]], [[2.0, 2.0]], [[2.0, 2.0]], [[2.0, 0.0]])
+    """
+    parts: tuple[Tensor, Tensor, Tensor, Tensor] = _TrainingParts.apply(logits, tau, gumbel, features, keep)
+    return parts
+
+
+class _TrainingParts(torch.autograd.Function):
+    """With E = features: dM = E (dZc - dZnc + keep dZcf) + what reaches M itself, and dl = M (1 - M) dM / tau."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, tau: float, gumbel: Tensor, features: Tensor, keep: Tensor
+    ) -> tuple[Tensor, ...]:
+        mask = torch.add(logits, gumbel).div_(tau).sigmoid_()
+        zc = mask * features
+        ctx.save_for_backward(mask, features, keep)
+        ctx.tau = tau
+        return mask, zc, features - zc, zc * keep
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_mask, of_zc, of_znc, of_zcf = gradients
+        mask, features, keep = ctx.saved_tensors
+        of_parts = torch.addcmul(of_zc, of_zcf, keep).sub_(of_znc)
+        of_mask = torch.addcmul(of_mask, of_parts, features)
+        of_logits: Tensor = torch.ops.aten.sigmoid_backward(of_mask, mask)
+        return of_logits.div_(ctx.tau), None, None, None, None

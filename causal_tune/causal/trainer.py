@@ -1,7 +1,6 @@
 """The optimisation of CausalCLIP (arXiv 2512.13285, section "Optimization Objective"), one batch at a time."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -11,14 +10,8 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from causal_tune.causal import losses
-from causal_tune.causal.mask import (
-    NOISES,
-    annealed_tau,
-    counterfactual,
-    drop_noise,
-    gumbel_sigmoid,
-    split,
-)
+from causal_tune.causal.mask import NOISES, annealed_tau, drop_noise, training_parts
+from causal_tune.causal.products import in_bfloat16
 
 if TYPE_CHECKING:
     from causal_tune.causal.head import CausalHead, CausalSettings
@@ -48,6 +41,7 @@ class CausalTrainer:
         self.settings = settings
         self.generator = generator
         self.num_steps = 0
+        self._products = None if settings.precision == "float32" else torch.bfloat16
         rate = settings.learning_rate
         self._classifier = _Part(head.classifier.parameters(), rate, grad_clip=0.0)
         if head.mask_network is not None and head.adversary is not None:
@@ -75,9 +69,8 @@ class CausalTrainer:
         shape = (features.shape[0], features.shape[1])
         noise = NOISES[s.noise].draw(shape, self.generator)
         drop = drop_noise(shape, s.p, self.generator)
-        with self._products(features):
-            logits = head.mask_network(features)
-        mask, zc, znc, zcf = self._parts_of(logits.float(), self._tau(), noise, features, drop)
+        logits = self._compute(head.mask_network, features)
+        mask, zc, znc, zcf = training_parts(logits, self._tau(), noise, features, self._keep(drop))
 
         # (a) the adversary
         for _ in range(s.adversary_steps):
@@ -102,14 +95,6 @@ class CausalTrainer:
         off = {"hsic": s.lambda2 == 0, "invariance": s.beta == 0}
         return {name: value for name, value in terms.items() if not off.get(name)}
 
-    def _parts_of(
-        self, logits: Tensor, tau: float, noise: Tensor, features: Tensor, drop: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """M, Zc, Znc and Zcf: Eqs. (5), (4) and (11)."""
-        mask = gumbel_sigmoid(logits, tau, noise)
-        zc, znc = split(features, mask)
-        return mask, zc, znc, self._counterfactual(zc, drop)
-
     def _terms_of(
         self, mask: Tensor, zc: Tensor, znc: Tensor, zcf: Tensor, labels: Tensor, alpha: float
     ) -> dict[str, Tensor]:
@@ -123,7 +108,7 @@ class CausalTrainer:
             if s.alpha > 0
             else off,
             "sparsity": losses.SPARSITIES[s.sparsity](mask),
-            "hsic": losses.HSIC_ESTIMATORS[s.hsic](zc, znc) if s.lambda2 > 0 else off,
+            "hsic": losses.HSIC_ESTIMATORS[s.hsic](zc, znc, self._products) if s.lambda2 > 0 else off,
             "invariance": invariance,
         }
         total = losses.total(**terms, alpha=alpha, lambda1=s.lambda1, lambda2=s.lambda2, beta=s.beta)
@@ -132,7 +117,7 @@ class CausalTrainer:
     def _step_unmasked(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         drop = drop_noise((features.shape[0], features.shape[1]), self.settings.p, self.generator)
         total, classification, invariance = self._classifier_loss(
-            features, self._counterfactual(features, drop), labels
+            features, features * self._keep(drop), labels
         )
         self._classifier.descend(total)
         terms = {"total": total, "classification": classification}
@@ -149,13 +134,12 @@ class CausalTrainer:
 
     def _adversary_logits(self, znc: Tensor) -> Tensor:
         assert self.head.adversary is not None
-        with self._products(znc):
-            logits: Tensor = self.head.adversary(znc)[:, 0]
-        return logits.float()
+        return self._compute(self.head.adversary, znc)[:, 0]
 
-    def _counterfactual(self, zc: Tensor, drop: Tensor) -> Tensor:
-        zcf = counterfactual(zc, drop)
-        return zcf / (1 - self.settings.p) if self.settings.rescale else zcf
+    def _keep(self, drop: Tensor) -> Tensor:
+        """What Eq. (11) multiplies Zc with: 1 - B."""
+        keep = 1 - drop
+        return keep / (1 - self.settings.p) if self.settings.rescale else keep
 
     def _tau(self) -> float:
         s = self.settings
@@ -164,10 +148,9 @@ class CausalTrainer:
         self.head.tau.fill_(annealed_tau(self.num_steps, s.tau, s.tau_end, s.anneal_steps))
         return self.head.temperature
 
-    def _products(self, features: Tensor) -> AbstractContextManager[object]:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        return torch.autocast(features.device.type, dtype=torch.bfloat16)
+    def _compute(self, network: nn.Module, x: Tensor) -> Tensor:
+        found: Tensor = in_bfloat16(network, x) if self._products else network(x)
+        return found
 
 
 class _Part:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from causal_tune.causal import losses
 from tests.causal import checks
@@ -119,6 +120,39 @@ def test_hsic_in_float32_keeps_three_digits():
     assert single == pytest.approx(exact, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", losses.HSIC_ESTIMATORS)
+def test_hsic_with_bfloat16_products_keeps_two_digits(name):
+    """Value and gradient at the size of a batch; rows far from the origin, and one beside another."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 512, generator=draw) + 5
+    x[1] = x[0] + 1e-3
+    y = 0.3 * x[:, :256] + torch.randn(256, 256, generator=draw)
+    x.requires_grad_()
+    found = []
+    for products in (None, torch.bfloat16):
+        value = losses.HSIC_ESTIMATORS[name](x, y, products)
+        found.append((value.item(), torch.autograd.grad(value, x)[0]))
+    (exact, of_exact), (rounded, of_rounded) = found
+    assert rounded == pytest.approx(exact, rel=1e-2)
+    assert rounded != exact
+    assert (of_rounded - of_exact).norm() <= 2e-2 * of_exact.norm()
+
+
+@given(
+    arrays.arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.integers(1, 200),
+        elements=st.floats(0, 1e4, width=32),
+    ),
+    st.data(),
+)
+def test_places_in_ascending_order_are_those_of_a_sort(values, data):
+    first = data.draw(st.integers(0, len(values) - 1))
+    last = data.draw(st.integers(first, len(values) - 1))
+    found = losses._ascending(values, first, last)
+    np.testing.assert_array_equal(found, np.sort(values)[first : last + 1])
+
+
 def test_distances_have_the_gradient_of_any_function_of_them():
     """Also of one that treats a pair and its mirror image differently, as no kernel does."""
     x, weights = checks.draw(0, 5, 3), checks.draw(1, 5, 5)
@@ -202,7 +236,7 @@ def test_losses_of_any_shape_are_the_reference_in_value_and_gradient(n, d, seed)
 def test_hsic_estimators_of_any_shape_are_the_reference(n, d, seed):
     x, y = checks.draw(seed, n, d), checks.draw(seed + 1, n, d + 1)
     for name, expected in (("unbiased", reference.unbiased_hsic), ("normalised", reference.normalised_hsic)):
-        actual = losses.HSIC_ESTIMATORS[name](checks.tensor(x), checks.tensor(y)).item()
+        actual = losses.HSIC_ESTIMATORS[name](checks.tensor(x), checks.tensor(y), None).item()
         np.testing.assert_allclose(actual, expected(x, y), rtol=1e-10, atol=1e-13)
 
 

@@ -245,3 +245,45 @@ def test_single_and_half_precision_masks_agree_with_the_reference_within_their_b
         strict=True,
     ):
         np.testing.assert_allclose(part.double().numpy(), expected, rtol=bound, atol=5 * bound)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (256, 768)])
+def test_drops_are_coins_of_p(p, shape):
+    """Each draw is independent of its neighbours, of which four share a word of 64 bits."""
+    drop = mask.drop_noise(shape, p, torch.Generator().manual_seed(3))
+    assert drop.shape == shape
+    assert set(drop.unique().tolist()) <= {0.0, 1.0}
+    if p in (0.0, 1.0):
+        assert (drop == p).all()
+    elif drop.numel() > 1000:
+        error = (p * (1 - p) / drop.numel()) ** 0.5
+        assert abs(drop.mean().item() - p) < 4 * error
+        flat = drop.flatten()
+        for place in range(4):
+            assert abs(flat[place::4].mean().item() - p) < 8 * error
+        for lag in (1, 2, 3, 4):
+            both = (flat[:-lag] * flat[lag:]).mean().item()
+            assert abs(both - p * p) < 4 * error
+
+
+def test_training_parts_are_the_equations_and_have_their_gradients():
+    generator = torch.Generator().manual_seed(0)
+    features, gumbel = (torch.randn(6, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    drop = mask.drop_noise((6, 5), 0.4, generator, dtype=torch.float64)
+    logits = torch.randn(6, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    found = mask.training_parts(logits, 0.7, gumbel, features, 1 - drop)
+    M = mask.gumbel_sigmoid(logits, 0.7, gumbel)
+    zc, znc = mask.split(features, M)
+    expected = (M, zc, znc, mask.counterfactual(zc, drop))
+    weights = [torch.randn(6, 5, generator=generator, dtype=torch.float64) for _ in expected]
+    for ones in ([0], [1], [2], [3], [0, 1, 2, 3]):
+        both = [
+            torch.autograd.grad(
+                sum((weights[one] * parts[one]).sum() for one in ones), logits, retain_graph=True
+            )[0]
+            for parts in (found, expected)
+        ]
+        torch.testing.assert_close(*both, rtol=1e-12, atol=1e-14)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-14, atol=0)
