@@ -3,10 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 ENCODER := vit-b-16-int8
+# a module's tests share what they made: loadfile keeps them together
+SIDE_BY_SIDE := -n 2 --dist loadfile
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo test soak lint bench docs lock clean
+.PHONY: help setup demo test journeys soak lint bench docs lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -25,9 +27,13 @@ demo: setup  ## real photographs to an exported detector, in a few minutes
 	$(BIN)/causal-tune fetch $(ENCODER)
 	$(BIN)/causal-tune demo
 
-test: setup  ## every test that needs no GPU
+test: setup  ## every test but the longest, on two processors
 	$(BIN)/causal-tune fetch $(ENCODER)
-	$(BIN)/python -m pytest -m "not gpu and not soak"
+	$(BIN)/python -m pytest -m "not gpu and not soak and not journey" $(SIDE_BY_SIDE)
+
+journeys: setup  ## the tests that take tens of seconds each
+	$(BIN)/causal-tune fetch $(ENCODER)
+	$(BIN)/python -m pytest -m journey $(SIDE_BY_SIDE)
 
 soak: setup  ## kill -9 at random moments, for many minutes
 	$(BIN)/python -m pytest -m soak

@@ -312,7 +312,7 @@ def test_the_help_names_its_own_options_and_not_those_that_it_has_no_use_for() -
 # --- the whole -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # four runs of the job
 def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) -> None:

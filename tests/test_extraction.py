@@ -157,6 +157,7 @@ def test_an_image_of_several_generators_is_encoded_once(index: pa.Table, tmp_pat
     assert np.array_equal(features[rows], features[rows + 58])
 
 
+@pytest.mark.journey
 def test_views_are_added_to_a_store_and_equal_those_made_at_once(
     index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:

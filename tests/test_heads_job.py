@@ -42,7 +42,7 @@ def test_a_head_without_a_result_is_a_row_that_says_so(finished):
     assert len(rest) == 4 + 4
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 @pytest.mark.ray
 def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
     heads = {"causal", "svm"}

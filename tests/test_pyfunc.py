@@ -110,6 +110,7 @@ print(model.predict(frame)["score"].to_json(orient="values"))
 """
 
 
+@pytest.mark.journey
 def test_the_winner_is_registered_as_champion_and_loads_by_that_name(
     finished: Finished, tmp_path: Path
 ) -> None:

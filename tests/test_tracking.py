@@ -241,7 +241,7 @@ def test_a_server_that_never_answers_is_told_within_ten_seconds():
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.slow
+@pytest.mark.journey
 def test_a_real_server_takes_a_study_and_its_loss_is_told(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -153,7 +153,9 @@ def test_a_head_that_is_fitted_at_once_has_one_epoch_of_no_steps(name):
 @every_head
 def test_learns_a_separable_set(name):
     unseen = toy(400, 9)
-    head = learn(build_head(name, WIDTH, settings(name)), toy(256), steps=150)
+    # at 1e-2 the bottleneck of VIB closes from about one start in five, and stays closed
+    rate = 3e-3 if name == "vib" else 1e-2
+    head = learn(build_head(name, WIDTH, settings(name, learning_rate=rate)), toy(256), steps=150)
     with torch.inference_mode():
         scores = head.logits(unseen.features)
     assert average_precision(scores.numpy(), unseen.labels.numpy()) > 0.97

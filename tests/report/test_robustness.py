@@ -24,8 +24,8 @@ def run(*words: object):
     return CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_table_is_what_the_head_says_of_every_view(finished: Finished, tmp_path: Path) -> None:
     result = run(
         *("--images", finished.images, "--layout", "csv", "--encoder", "tiny-random", "--space", "demo"),
@@ -59,8 +59,8 @@ def test_figure_4_is_what_the_job_makes_without_being_told() -> None:
     assert "[default: figure4]" in " ".join(run("--help").output.split())
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_a_store_without_degraded_views_has_nothing_to_say(finished: Finished) -> None:
     spec = read_spec(finished.study)
     winner = best(Ledger(finished.study / "trials").records(), spec.criterion, spec.roles)

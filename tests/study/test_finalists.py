@@ -166,8 +166,8 @@ def run(workspace, *words):
     return CliRunner().invoke(main, [*map(str, words), "--workspace", str(workspace)])
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_command_ends_in_a_verdict_and_again_in_the_same_bytes(searched):
     workspace, output = searched
     path = workspace / "studies" / "small"
@@ -193,8 +193,8 @@ def test_the_command_ends_in_a_verdict_and_again_in_the_same_bytes(searched):
     assert sorted((workspace / "studies").glob("*/trials/0*.json")) == trials
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_scores_are_those_of_the_record_and_the_export_is_the_chosen(searched, tmp_path):
     workspace, _ = searched
     path = workspace / "studies" / "small"
@@ -220,8 +220,8 @@ def test_scores_are_those_of_the_record_and_the_export_is_the_chosen(searched, t
     assert read_finalists(path, 4) is None  # the search has gone on since
 
 
+@pytest.mark.journey
 @pytest.mark.ray
-@pytest.mark.slow
 def test_the_test_generators_never_enter_the_verdict(searched):
     workspace, _ = searched
     path = workspace / "studies" / "small"

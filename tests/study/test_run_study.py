@@ -104,6 +104,7 @@ def test_sigterm_stops_keeps_what_is_done_and_says_how_to_continue(tmp_path):
     assert not list(trials_path.parent.glob(".tune-*"))
 
 
+@pytest.mark.journey
 def test_pruned_trials_are_the_same_whatever_ends_first(tmp_path):
     space = tiny.small_space(max_epochs=12)
     results = []
@@ -135,6 +136,7 @@ def test_a_generator_that_is_left_out_is_judged_by_a_head_that_never_saw_it(tmp_
     assert score(result.best, spec.criterion, spec.roles) == max(scores)
 
 
+@pytest.mark.journey
 def test_a_worker_that_dies_is_retried_once(tmp_path):
     spec = tiny.make_tiny_spec(tmp_path)
     result = run_study(spec, num_trials=3, workspace=tmp_path, work=tiny.deadly)
@@ -240,6 +242,7 @@ def test_a_checkpoint_is_on_the_disk_before_the_record_that_names_it(tmp_path, u
     assert (tmp_path / "checkpoints" / record.checkpoint).read_bytes() == b"the head"
 
 
+@pytest.mark.journey
 def test_a_store_that_goes_away_ends_the_study_and_counts_against_no_trial(tmp_path, undisturbed):
     spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
     with pytest.raises(StoreError, match="Bring it back"):
