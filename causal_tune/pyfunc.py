@@ -1,5 +1,6 @@
 """A detector as an MLflow model: from code, with signature, example and its own requirements."""
 
+import logging
 import os
 from importlib import metadata
 from pathlib import Path
@@ -43,6 +44,9 @@ def save_mlflow_model(folder: Path | str, target: Path | str) -> Path:
     # before mlflow is imported: it reports its use to its makers
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow.pyfunc", "mlflow.models"):  # lines about what this code does on purpose
+        logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
     from mlflow.models import ModelSignature

@@ -161,12 +161,8 @@ class Tracker:
                 )
             self._client.set_terminated(self.parent_run_id)
 
-    def register(self, name: str, model: Path, description: str, tags: Mapping[str, str]) -> str:
-        """Make the MLflow model in the folder `model` the `champion` of the registered model `name`; its version.
-
-        Its files go to the study's parent run; what was champion stays as an earlier version. A registered model
-        that something else made is left alone: `TrackingError`.
-        """
+    def check_registrable(self, name: str) -> bool:
+        """Whether the registered model `name` is there already; `TrackingError` where something else made it."""
         from mlflow.exceptions import MlflowException
 
         with self._refusals():
@@ -175,12 +171,24 @@ class Tracker:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                found = self._client.create_registered_model(name, tags={_REGISTERED: "detector"})
-            if _REGISTERED not in found.tags:
-                raise TrackingError(
-                    f"{self.uri} has a registered model {name!r} that is not a detector of causal-tune. Give "
-                    "--register another name."
-                )
+                return False
+        if _REGISTERED not in found.tags:
+            raise TrackingError(
+                f"{self.uri} has a registered model {name!r} that is not a detector of causal-tune. Give "
+                "--register another name."
+            )
+        return True
+
+    def register(self, name: str, model: Path, description: str, tags: Mapping[str, str]) -> str:
+        """Make the MLflow model in the folder `model` the `champion` of the registered model `name`; its version.
+
+        Its files go to the study's parent run; what was champion stays as an earlier version. A registered model
+        that something else made is left alone: `check_registrable`.
+        """
+        is_there = self.check_registrable(name)
+        with self._refusals():
+            if not is_there:
+                self._client.create_registered_model(name, tags={_REGISTERED: "detector"})
             place = f"detectors/{uuid.uuid4().hex[:12]}"  # a version's files are its own
             self._client.log_artifacts(self.parent_run_id, str(model), place)
             artifacts = self._client.get_run(self.parent_run_id).info.artifact_uri
@@ -326,6 +334,7 @@ def _connect(uri: str) -> Any:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the command tells what it does
     for name in ("alembic", "mlflow.store.db.utils"):  # a screen of migrations at the first use
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient

@@ -123,6 +123,7 @@ def test_the_winner_is_registered_as_champion_and_loads_by_that_name(
     first = export("first")
     assert first.exit_code == 0, first.output
     assert "models:/my detector@champion is version 1" in first.output
+    assert "artifacts:" not in first.output.lower()  # MLflow's progress bars
     second = export("second", "--fpr", "0.2", "--json")
     assert second.exit_code == 0, second.output
     assert json.loads(second.stdout)["registered_version"] == "2"
@@ -153,6 +154,10 @@ def test_a_registered_model_of_other_people_is_left_alone(finished: Finished, tm
     refused = run_cli(*words, "--register", "theirs")
     assert refused.exit_code != 0
     assert "not a detector of causal-tune" in refused.output
+    away = run_cli(*words, "--register", "ours", "--tracking-uri", "http://127.0.0.1:9")
+    assert away.exit_code == 2
+    assert "http://127.0.0.1:9" in away.output
+    assert not (tmp_path / "d").exists()  # refused before anything is written
     assert not client.search_model_versions("name = 'theirs'")
     assert "a name without" in run_cli(*words, "--register", "a/b").output
     assert "give both" in run_cli(*words, "--tracking-uri", "http://127.0.0.1:1").output

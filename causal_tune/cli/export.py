@@ -74,6 +74,11 @@ def export_command(
         raise click.UsageError(f"MLflow takes no registered model {register!r}: a name without / : and %.")
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
+    tracker = None
+    if register is not None:  # asked before anything is written: the server may refuse
+        tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, read_spec(study_path))
+        tracker.deliver(Ledger(study_path / "trials").records())
+        tracker.check_registrable(register)
     detector = export_detector(
         study_path,
         folder,
@@ -86,15 +91,12 @@ def export_command(
     )
     described = detector.description
     champion = None
-    if mlflow_model is not None or register is not None:
+    if mlflow_model is not None or tracker is not None:
         from causal_tune.pyfunc import save_mlflow_model  # MLflow takes seconds that others need not wait for
 
         with tempfile.TemporaryDirectory() as temporary:
             model = save_mlflow_model(folder, mlflow_model or Path(temporary))
-            if register is not None:
-                uri = tracking_uri or default_uri(workspace)
-                tracker = Tracker(uri, EXPERIMENT, read_spec(study_path))
-                tracker.deliver(Ledger(study_path / "trials").records())
+            if tracker is not None and register is not None:
                 told = {key: str(described["provenance"][key]) for key in ("trial", "criterion", "command")}
                 champion = tracker.register(register, model, (folder / "README.md").read_text(), told)
 
