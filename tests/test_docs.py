@@ -16,6 +16,7 @@ from causal_tune.cli import COMMANDS, main
 from causal_tune.encoders import ENCODERS
 from causal_tune.heads import HEADS
 from causal_tune.images.layouts import LAYOUTS
+from causal_tune.images.walk import IMAGE_SUFFIXES
 from causal_tune.selection import CRITERIA
 from causal_tune.study.pruning import PRUNERS
 from causal_tune.study.space import space_paths
@@ -133,9 +134,9 @@ def test_a_submission_uploads_the_code_and_nothing_else(tmp_path: Path) -> None:
         "mlartifacts/1/artifacts/MLmodel",
         "mlruns.db",
         "mlruns.db-wal",
-        "images/1.png",
-        "images/2.JPEG",
-        "images/3.jpg",
+        *(f"images/1{suffix}" for suffix in IMAGE_SUFFIXES),
+        *(f"images/2{suffix.upper()}" for suffix in IMAGE_SUFFIXES),
+        "images/3.Jpeg",
         "images.parquet",
         "weights/ViT-L-14.pt",
         "model.onnx",

@@ -13,7 +13,8 @@ import numpy as np
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
-from causal_tune.report.content import Report, Section
+from causal_tune.report.content import Report, Section, beside_paper
+from causal_tune.report.paper import OwnHead, printed_name
 from causal_tune.report.recommended import best_probe, recommended
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
@@ -85,8 +86,25 @@ def compare(study_paths: Sequence[Path]) -> Report:
             _what(heads),
             _matrix(heads, generators, unseen),
             *([_pairs(pairs, unseen)] if pairs else []),
+            *_beside_paper(heads),
         ],
     )
+
+
+def _beside_paper(heads: Sequence[_Head]) -> list[Section]:
+    """The paper's rows below the heads of each source that it trained on."""
+    by_source: dict[frozenset[str], list[_Head]] = {}
+    for head in heads:
+        source = frozenset(printed_name(name) or name for name in head.spec.train_generators)
+        by_source.setdefault(source, []).append(head)
+    return [
+        section
+        for of_source in by_source.values()
+        for section in beside_paper(
+            of_source[0].spec.train_generators,
+            [OwnHead(head.name, head.spec.val_generators, head.scored) for head in of_source],
+        )
+    ]
 
 
 def _heads(path: Path) -> list[_Head]:

@@ -14,7 +14,7 @@ from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report import figures
 from causal_tune.report.figures import Drawing
-from causal_tune.report.paper import paper_tables
+from causal_tune.report.paper import OwnHead, paper_tables
 from causal_tune.report.recommended import Chosen, best_probe, recommended
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
@@ -62,7 +62,10 @@ def build(study_path: Path) -> Report:
     sections = [
         _generators(spec, chosen, scored),
         *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
-        *_beside_paper(spec, chosen, scored),
+        *beside_paper(
+            spec.train_generators,
+            [OwnHead(f"{spec.name} ({chosen.record.config['head']})", spec.val_generators, scored)],
+        ),
         *_robustness(study_path, spec, chosen, probe),
         *([_finalists(spec, finalists)] if finalists else []),
         _search(spec, records),
@@ -175,17 +178,16 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
     )
 
 
-def _beside_paper(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -> list[Section]:
-    tables = paper_tables(
-        spec.train_generators, spec.val_generators, f"{spec.name} ({chosen.record.config['head']})", scored
-    )
+def beside_paper(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> list[Section]:
+    """The paper's numbers below those of heads that were trained on the same; empty where it has none."""
+    tables = paper_tables(train_generators, heads)
     if not tables:
         return []
     return [
         Section(
             title="Beside the paper",
             text="What the paper printed for its own head and for others (arXiv 2512.13285), on the generators that "
-            "this study has, too. It is a reference and no test: the paper's images, splits and encoder are its own, "
+            "are here, too. It is a reference and no test: the paper's images, splits and encoder are its own, "
             "it gives no intervals, and generators are matched by name. Means are of the cells shown.",
             tables=tables,
         )

@@ -7,13 +7,14 @@ import csv
 import functools
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import NamedTuple
 
 from causal_tune.images.places import genimage_name
 from causal_tune.metrics import score_metrics
 from causal_tune.report.tables import Table, percent
 from causal_tune.resampling import Scored
 
-__all__ = ["paper_tables", "plain_name", "printed_name"]
+__all__ = ["OwnHead", "paper_tables", "plain_name", "printed_name"]
 
 _COPIED = ("1", "BigGAN")
 """Cells of the baselines that cannot be: they repeat the SAN accuracies of Table 2."""
@@ -39,23 +40,29 @@ def plain_name(name: str) -> str:
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
-def paper_tables(
-    train_generators: Sequence[str], val_generators: Sequence[str], name: str, scored: Mapping[str, Scored]
-) -> list[Table]:
-    """AP and accuracy of the head `name` on the generators that the paper has, above what the paper printed.
+class OwnHead(NamedTuple):
+    """A head of ours that stands above the paper's rows."""
 
-    Empty unless the study trained on one of the paper's two sources, SD1.4 or ProGAN, and on nothing else: a row of
+    name: str
+    val_generators: Sequence[str]
+    """Generators that chose it."""
+    scored: Mapping[str, Scored]
+
+
+def paper_tables(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> list[Table]:
+    """AP and accuracy of `heads` on the generators that the paper and all of them have, above what the paper printed.
+
+    Empty unless they trained on one of the paper's two sources, SD1.4 or ProGAN, and on nothing else: a row of
     another source would compare training data. Means are of the cells that are shown; the paper's own are not used,
-    since most of those in its Table 1 are not the means of its cells. Generators that chose the head are marked.
+    since most of those in its Table 1 are not the means of its cells. Generators that chose a head are marked.
     """
     sources = {printed_name(generator) for generator in train_generators}
-    shown: dict[str, str] = {}
-    measured: dict[str, list[float]] = {"AP": [], "ACC": []}
-    for generator, one in scored.items():
-        if (printed := printed_name(generator)) is not None and (ap := one.ap) is not None:
-            shown[generator] = printed
-            measured["AP"].append(ap)
-            measured["ACC"].append(score_metrics(one.logits, one.labels)["accuracy"])
+    shown = {
+        generator: printed
+        for generator in heads[0].scored
+        if (printed := printed_name(generator)) is not None
+        and all(generator in head.scored and head.scored[generator].has_both for head in heads)
+    }
     if len(sources) != 1 or not shown:
         return []
     tables = []
@@ -64,20 +71,32 @@ def paper_tables(
         if not reference:
             return []
         number = reference[0]["table"]
-        chose = [generator in val_generators for generator in shown]
-        rows = [[name, *_marked(measured[metric], chose, "*")]]
+        chose = {head.name: [generator in head.val_generators for generator in shown] for head in heads}
+        rows = [
+            [
+                head.name,
+                *_marked([_measured(head.scored[name], metric) for name in shown], chose[head.name], "*"),
+            ]
+            for head in heads
+        ]
         for row in reference:
             values = [float(row[printed]) / 100 for printed in shown.values()]
             wrong = [row["method"] != _OURS and (number, printed) == _COPIED for printed in shown.values()]
             rows.append([f"{row['method']} †", *_marked(values, wrong, "‡")])
         caption = f"{title} in per cent beside the paper's Table {number}. † as the paper printed it, on its images."
-        if any(chose):
+        if any(map(any, chose.values())):
             caption += " * chose the head, which flatters it."
         if any("‡" in cell for row in rows for cell in row):
             caption += " ‡ the paper repeats the SAN accuracies of its Table 2 here; these are not AP."
         columns = ["head", *shown, "mean"]
-        tables.append(Table(name=f"paper_{metric.lower()}", caption=caption, columns=columns, rows=rows))
+        tables.append(Table(name=f"paper_table_{number}", caption=caption, columns=columns, rows=rows))
     return tables
+
+
+def _measured(one: Scored, metric: str) -> float:
+    ap = one.ap
+    assert ap is not None  # both classes are there
+    return ap if metric == "AP" else float(score_metrics(one.logits, one.labels)["accuracy"])
 
 
 def _marked(values: Sequence[float], marked: Sequence[bool], mark: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from causal_tune.ledger import Ledger
+from causal_tune.report.comparison import _beside_paper, _Head
 from causal_tune.selection import best
 from causal_tune.study.scores import trial_scores
 from causal_tune.study.spec import read_spec
 from tests.conftest import Finished, run_cli
+from tests.report.test_paper import scored
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -57,6 +60,36 @@ def test_every_ap_is_that_of_scikit_learn_and_what_was_seen_is_marked(workspace:
     assert float(pair["difference"].split(" ")[0]) == pytest.approx(
         100 * (means["small"] - means["other"]), abs=0.0051
     )
+
+
+def test_the_papers_rows_stand_below_the_heads_of_one_source(workspace: Path) -> None:
+    study = workspace / "studies" / "small"
+    spec = read_spec(study)
+    record = Ledger(study / "trials").records()[0]
+
+    def head(name: str, source: str, *generators: str) -> _Head:
+        own = replace(spec, train_generators=(source,), val_generators=())
+        return _Head(
+            name=name, spec=own, record=record, encoder="", index_sha256="", scored=scored(*generators)
+        )
+
+    heads = [
+        head("a", "progan", "cyclegan", "sd14"),
+        head("b", "sdv4", "cyclegan", "sd14"),
+        head("c", "ProGAN", "sd14"),
+        head("d", "alpha", "sd14"),
+    ]
+    tables = [table for section in _beside_paper(heads) for table in section.tables]
+    assert [(table.name, table.columns) for table in tables] == [
+        ("paper_table_3", ["head", "sd14", "mean"]),
+        ("paper_table_4", ["head", "sd14", "mean"]),
+        ("paper_table_1", ["head", "cyclegan", "sd14", "mean"]),
+        ("paper_table_2", ["head", "cyclegan", "sd14", "mean"]),
+    ]
+    assert [[row[0] for row in table.rows if "†" not in row[0]] for table in tables[::2]] == [
+        ["a", "c"],
+        ["b"],
+    ]
 
 
 def test_the_verdict_calls_a_tie_what_the_pairs_call_one(workspace: Path) -> None:

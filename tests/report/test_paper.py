@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, average_precision_score
 
-from causal_tune.report.paper import _generators, _rows, paper_tables, printed_name
+from causal_tune.report.paper import OwnHead, _generators, _rows, paper_tables, printed_name
 from causal_tune.report.tables import Table
 from causal_tune.resampling import Scored
 
@@ -60,7 +60,7 @@ def test_generators_are_matched_by_name(name: str, printed: str | None) -> None:
 
 def test_own_numbers_stand_above_the_papers_on_the_shared_generators() -> None:
     sets = scored("sd14", "biggan", "flux", "progan")
-    ap, accuracy = paper_tables(["sd14"], [], "mine", sets)
+    ap, accuracy = paper_tables(["sd14"], [OwnHead("mine", [], sets)])
     assert ap.columns == ["head", "sd14", "biggan", "progan", "mean"]
     assert "Table 1" in ap.caption
     assert "Table 2" in accuracy.caption
@@ -81,14 +81,14 @@ def test_own_numbers_stand_above_the_papers_on_the_shared_generators() -> None:
 
 
 def test_without_a_wrong_cell_no_error_is_told() -> None:
-    (ap, _) = paper_tables(["progan"], [], "mine", scored("progan", "biggan"))
+    (ap, _) = paper_tables(["progan"], [OwnHead("mine", [], scored("progan", "biggan"))])
     assert "Table 3" in ap.caption
     assert "‡" not in ap.caption
     assert row(ap, "CausalCLIP †")["biggan"] == "99.31"
 
 
 def test_a_generator_that_chose_the_head_is_marked_in_its_row_alone() -> None:
-    (ap, accuracy) = paper_tables(["progan"], ["cyclegan"], "mine", scored("cyclegan", "sd14"))
+    (ap, accuracy) = paper_tables(["progan"], [OwnHead("mine", ["cyclegan"], scored("cyclegan", "sd14"))])
     for table in (ap, accuracy):
         assert "* chose the head" in table.caption
         own = row(table, "mine")
@@ -96,18 +96,35 @@ def test_a_generator_that_chose_the_head_is_marked_in_its_row_alone() -> None:
         assert "*" not in own["sd14"]
         assert not any("*" in cell for cells in table.rows[1:] for cell in cells)
     assert not any(
-        "* chose" in table.caption for table in paper_tables(["progan"], [], "mine", scored("sd14"))
+        "* chose" in table.caption
+        for table in paper_tables(["progan"], [OwnHead("mine", [], scored("sd14"))])
     )
 
 
 def test_other_training_data_gets_no_reference() -> None:
     sets = scored("sd14", "progan")
-    assert paper_tables(["sd1x_diffusiondb"], [], "mine", sets) == []
-    assert paper_tables(["sd14", "progan"], [], "mine", sets) == []
-    assert paper_tables(["cyclegan"], [], "mine", sets) == []
-    assert paper_tables(["sd14"], [], "mine", scored("flux")) == []
+    assert paper_tables(["sd1x_diffusiondb"], [OwnHead("mine", [], sets)]) == []
+    assert paper_tables(["sd14", "progan"], [OwnHead("mine", [], sets)]) == []
+    assert paper_tables(["cyclegan"], [OwnHead("mine", [], sets)]) == []
+    assert paper_tables(["sd14"], [OwnHead("mine", [], scored("flux"))]) == []
 
 
 def test_a_set_of_one_class_is_left_out() -> None:
     sets = scored("sd14", "progan") | {"glide": Scored.of([1.0, 2.0], [1, 1])}
-    assert "glide" not in paper_tables(["sd14"], [], "mine", sets)[0].columns
+    assert "glide" not in paper_tables(["sd14"], [OwnHead("mine", [], sets)])[0].columns
+
+
+def test_several_heads_stand_above_on_what_all_have_judged() -> None:
+    heads = [
+        OwnHead("one", ["cyclegan"], scored("cyclegan", "biggan", "sd14")),
+        OwnHead("two", [], scored("sd14", "cyclegan", seed=1)),
+    ]
+    (ap, accuracy) = paper_tables(["progan"], heads)
+    assert (ap.name, accuracy.name) == ("paper_table_3", "paper_table_4")
+    assert ap.columns == ["head", "cyclegan", "sd14", "mean"]
+    assert [cells[0] for cells in ap.rows[:2]] == ["one", "two"]
+    assert row(ap, "one")["cyclegan"].endswith("*")
+    assert not row(ap, "two")["cyclegan"].endswith("*")
+    one = heads[1].scored["sd14"]
+    expected = 100 * average_precision_score(one.labels, one.logits)
+    assert float(row(ap, "two")["sd14"]) == pytest.approx(expected, abs=0.006)
