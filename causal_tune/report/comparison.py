@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from causal_tune.audit.findings import plural
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
@@ -148,7 +149,7 @@ def _verdict(heads: Sequence[_Head], unseen: Sequence[str], pairs: Sequence[_Pai
         if pair.better is None and best in (pair.one, pair.other)
     ]
     return [
-        f"On the {len(unseen)} generators that every study judged and none trained on or chose by "
+        f"On the {plural(len(unseen), 'generator')} that every study judged and none trained on or chose by "
         f"({', '.join(unseen)}), {best} has the highest mean AP, {percent(means[best])} %.",
         f"It is a tie with {'; '.join(ties)}: their images do not tell them apart."
         if ties
