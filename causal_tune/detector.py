@@ -37,6 +37,8 @@ from causal_tune.heads import Scorer, load_head
 from causal_tune.images.decode import crop_image, decode_crop, read_crop
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.processor import multiplies
+from causal_tune.runtimes.protocol import last_block
+from causal_tune.towers import tower_of
 
 __all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector"]
 
@@ -185,7 +187,12 @@ class Detector:
 
     def _options(self, wanted: dict[str, Any], runtime: str) -> dict[str, Any]:
         """Of `load_encoder`: those of the training where this machine can, else its own."""
-        options: dict[str, Any] = {"layers": (self.layer,), "runtime": runtime}
+        # In bfloat16 a layer's last digits depend on what else the pass hands out: so all that the training's did up
+        # to the block of this one, which is the same pass where it is the last.
+        tower = tower_of(wanted["architecture"])
+        end = last_block(tower, (self.layer,))
+        layers = tuple(layer for layer in wanted["layers"] if last_block(tower, (layer,)) <= end)
+        options: dict[str, Any] = {"layers": layers, "runtime": runtime}
         if wanted["dtype"] == "int8":  # it rounds so much that a head of int8 features needs int8 features
             options |= {"dtype": "int8", "device": "cpu"}
         elif multiplies(wanted["dtype"], default_device()):

@@ -359,6 +359,19 @@ def test_a_detector_encodes_in_the_dtype_of_its_training(monkeypatch: pytest.Mon
         assert len(detector.notes) == (used != trained)
 
 
+@each
+def test_a_detector_encodes_by_the_pass_of_its_training(runtime: str, dtype: str) -> None:
+    """Bit by bit: in bfloat16 what else is handed out moves the last digits of a layer."""
+    if not processor.multiplies(dtype, CPU):
+        pytest.skip(f"this processor does not multiply {dtype}: a detector takes another")
+    training = load_encoder("tiny-random", layers=ALL_LAYERS, dtype=dtype, runtime=runtime, device="cpu")
+    detector = detector_of(json.loads(json.dumps(training.description.values)))
+    crops = random_crops(3)
+    np.testing.assert_array_equal(detector.encoder().encode(crops)["proj"], training.encode(crops)["proj"])
+    detector.layer = "cls@2"
+    assert detector.encoder_description().layers == ("cls@1", "cls@2", "mean@1", "mean@2")
+
+
 def test_a_detector_of_one_runtime_scores_with_the_other_and_says_so(tmp_path: Path) -> None:
     draw(1, generated=False, size=300).save(tmp_path / "image.png")
     described = {

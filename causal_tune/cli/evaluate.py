@@ -101,7 +101,7 @@ def _evaluate(
         err.print(note)
     encoding = Encoding(
         encoder=encoder.name,
-        layers=(loaded.layer,),
+        layers=encoder.layers,
         dtype=encoder.dtype,
         runtime=encoder.runtime,
         preprocessing=loaded.preprocessing,
