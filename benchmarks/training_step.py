@@ -288,7 +288,6 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    torch.manual_seed(0)
     precision = "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32"
     config = TrialConfig(precision=precision)
     result: dict[str, object] = {

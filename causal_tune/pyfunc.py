@@ -1,7 +1,6 @@
 """A detector as an MLflow model: from code, with signature, example and its own requirements."""
 
 import logging
-import os
 from importlib import metadata
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pandas as pd
 
 from causal_tune.detector import load_detector
 from causal_tune.errors import TrackingError
+from causal_tune.tracking import quieten_mlflow
 
 __all__ = ["save_mlflow_model"]
 
@@ -41,10 +41,7 @@ def save_mlflow_model(folder: Path | str, target: Path | str) -> Path:
     detector, target = load_detector(folder), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise TrackingError(f"{target} exists already. Name a new folder for the MLflow model.")
-    # before mlflow is imported: it reports its use to its makers
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    quieten_mlflow()
     for name in ("mlflow.pyfunc", "mlflow.models"):  # lines about what this code does on purpose
         logging.getLogger(name).setLevel(logging.ERROR)
     import mlflow.pyfunc

@@ -25,7 +25,7 @@ from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, rank, score
 from causal_tune.study.spec import StudySpec
 
-__all__ = ["EXPERIMENT", "Tracker", "default_uri"]
+__all__ = ["EXPERIMENT", "Tracker", "default_uri", "quieten_mlflow"]
 
 EXPERIMENT = "causal-tune"
 
@@ -328,13 +328,17 @@ class Tracker:
             ) from error
 
 
-def _connect(uri: str) -> Any:
-    # Before mlflow is imported: it reports its use to its makers, and waits minutes for dead servers.
+def quieten_mlflow() -> None:
+    """Before mlflow is imported: it reports its use to its makers, and draws bars where the command tells itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _connect(uri: str) -> Any:
+    quieten_mlflow()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # it waits minutes for dead servers
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # the command tells what it does
     for name in ("alembic", "mlflow.store.db.utils"):  # a screen of migrations at the first use
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient

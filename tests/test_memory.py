@@ -5,13 +5,11 @@ import sys
 
 import pytest
 
-from causal_tune.memory import keep_freed_memory
-
 STEPS = """
 import resource, sys, torch
 from causal_tune.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    sys.exit("the C library has no mallopt")
 def step():
     held = [torch.ones(1 << 20) for _ in range(8)]  # 4 MiB each
     del held
@@ -24,12 +22,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not keep_freed_memory(), reason="the C library has no mallopt")
+def page_faults(what: str) -> int:
+    """In a process of its own: how memory is held is a matter of the whole process."""
+    done = subprocess.run([sys.executable, "-c", STEPS, what], capture_output=True, text=True)
+    if "no mallopt" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
 def test_steps_that_drop_and_make_arrays_have_few_page_faults():
-    faults = [
-        int(subprocess.run([sys.executable, "-c", STEPS, what], capture_output=True, check=True).stdout)
-        for what in ("give back", "keep")
-    ]
-    assert faults[1] < 200
-    if faults[0] < 2000:
+    assert page_faults("keep") < 200
+    # what lies at the end of the heap decides, and differs from process to process
+    if max(page_faults("give back") for _ in range(4)) < 2000:
         pytest.skip("this C library keeps freed memory of its own accord: the test tells nothing here")

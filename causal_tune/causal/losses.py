@@ -167,8 +167,9 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, products: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, x.to(products))
-        return _pairwise(*ctx.to_save)
+        rounded = x.to(products)
+        ctx.save_for_backward(x, rounded)
+        return _pairwise(x, rounded)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
