@@ -59,7 +59,7 @@ so their figures are optimistic. {_perturbed(description)}
   can score high, and generated images in a photographic style low.
 - The features are of a crop of 224 x 224 pixels: what lies outside it, such as a small edited part, is not seen.
 - Recompressed, resized or cropped images were {"measured as above" if _degraded(description) else "not measured"}.
-
+{_dtype(encoder)}
 ## Calibration and threshold
 
 {_calibration(description)}
@@ -76,6 +76,15 @@ Study `{provenance["study"]}`, trial `{provenance["trial"]}`, criterion `{proven
 
 Made by `{provenance["command"]}`.
 """
+
+
+def _dtype(encoder: Mapping[str, Any]) -> str:
+    if encoder["dtype"] != "bfloat16":
+        return ""
+    return (
+        "- The features were computed in bfloat16. A machine without it computes in float32, and so does "
+        "`images.onnx` where it was exported: scores near a threshold can fall to its other side.\n"
+    )
 
 
 def _percent(value: float | None) -> str:

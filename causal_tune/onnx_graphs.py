@@ -42,16 +42,22 @@ def write_head(detector: Detector, folder: Path) -> Path:
     width = int(detector.description["head"]["width"])
     example = torch.linspace(-1, 1, 3 * width).reshape(3, width)
     path = folder / HEAD_FILE
-    _write(_Scores(detector.head, detector.calibration), example, "features", detector, path)
+    _write(_Scores(detector.head, detector.calibration), example, "features", detector, path, {})
     return path
 
 
 def write_images(detector: Detector, folder: Path) -> Path:
-    """Write `images.onnx` into `folder`: crops to scores, float32 whatever the training computed in.
+    """Write `images.onnx` into `folder`: crops to scores, in float32 whatever the training computed in.
 
-    `DetectorError` for an encoder of more than 2 GB, `WeightsError` where its weights are not there.
+    Both are told in its properties, `computes_in` and `trained_in`: where they differ scores are a little others.
+    `DetectorError` for an encoder of more than 2 GB or of int8, `WeightsError` where its weights are not there.
     """
     wanted = detector.description["encoder"]
+    if wanted["dtype"] == "int8":  # its features are other ones, and so would be the verdicts
+        raise DetectorError(
+            f"The detector {detector.name} was trained on features of int8, and {IMAGES_FILE} computes in float32. "
+            "Export without --onnx-images, or train on a store that was extracted without --dtype int8."
+        )
     encoder = resolve(wanted["name"])
     state, sha256 = load_verified(encoder)
     if sha256 != wanted["weights_sha256"]:
@@ -73,11 +79,14 @@ def write_images(detector: Detector, folder: Path) -> Path:
     size = description.image_size
     example = torch.arange(2 * size * size * 3).remainder(256).to(torch.uint8).reshape(2, size, size, 3)
     path = folder / IMAGES_FILE
-    _write(module, example, "crops", detector, path)
+    dtypes = {"computes_in": "float32", "trained_in": wanted["dtype"]}
+    _write(module, example, "crops", detector, path, dtypes)
     return path
 
 
-def _write(module: nn.Module, example: Tensor, name: str, detector: Detector, path: Path) -> None:
+def _write(
+    module: nn.Module, example: Tensor, name: str, detector: Detector, path: Path, properties: dict[str, str]
+) -> None:
     module.eval()
     buffer = io.BytesIO()
     outputs = ["logit", "score", "probability"]
@@ -103,6 +112,7 @@ def _write(module: nn.Module, example: Tensor, name: str, detector: Detector, pa
         "preprocessing": detector.description["preprocessing"],
         "generated_from_logit": repr(detector.description["unsure"]["high"]["logit"]),
         "real_below_logit": repr(detector.description["unsure"]["low"]["logit"]),
+        **properties,
     }
     onnx.helper.set_model_props(model, told)
     onnx.checker.check_model(model)

@@ -16,6 +16,7 @@ from causal_tune.errors import DetectorError, StudyError, UnreadableImage
 from causal_tune.export import export_detector
 from causal_tune.images.decode import read_crop
 from causal_tune.ledger import Ledger
+from causal_tune.model_card import model_card
 from tests.conftest import Finished, draw, run_cli
 
 STORED = Path(__file__).parent / "stored" / "detector-format-1"
@@ -150,6 +151,10 @@ def test_the_card_tells_what_there_is_to_fear(finished: Finished) -> None:
     ):
         assert words in card
     assert "None" not in card.split("## Where it comes from")[0]
+    description = load_detector(finished.detector).description
+    for dtype in ("float32", "bfloat16"):
+        other = {**description, "encoder": {**description["encoder"], "dtype": dtype}}
+        assert ("`images.onnx`" in model_card(other)) == (dtype == "bfloat16")
 
 
 def test_trials_without_a_sound_head_are_refused(finished: Finished, tmp_path: Path) -> None:

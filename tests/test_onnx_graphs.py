@@ -11,6 +11,7 @@ import torch
 
 from causal_tune.clip import describe_encoder
 from causal_tune.detector import Detector, load_detector
+from causal_tune.errors import DetectorError
 from causal_tune.features import FeatureStore
 from causal_tune.heads import HEADS, FittedHead, build_head
 from causal_tune.heads.normaliser import Normaliser
@@ -103,6 +104,18 @@ def test_images_to_scores(tmp_path: Path, layer: str, width: int) -> None:
         found = run(path, crops)
         np.testing.assert_allclose(found["score"], [one.score for one in scores], atol=1e-4)
         np.testing.assert_allclose(found["probability"], [one.probability for one in scores], atol=1e-4)
+
+
+def test_the_graph_of_images_tells_its_number_format_and_is_not_made_of_int8(tmp_path: Path) -> None:
+    detector = detector_of("linear")
+    for dtype in ("float32", "bfloat16"):
+        detector.description["encoder"]["dtype"] = dtype
+        model = onnx.load(write_images(detector, tmp_path))
+        props = {one.key: one.value for one in model.metadata_props}
+        assert (props["computes_in"], props["trained_in"]) == ("float32", dtype)
+    detector.description["encoder"]["dtype"] = "int8"
+    with pytest.raises(DetectorError, match="int8"):
+        write_images(detector, tmp_path)
 
 
 def test_the_same_head_is_the_same_file(tmp_path: Path) -> None:
