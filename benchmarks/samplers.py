@@ -1,7 +1,7 @@
 """Does a sampler find better configurations than random search, and does what it finds carry over?
 
     python benchmarks/samplers.py --store STORE --train-generator G --val-generators H --test-generators I,J
-        [--samplers tpe] [--seeds 10] [--trials 40] [--layers proj,cls@7] [--workspace DIR] [--figure FILE.png]
+        [--samplers tpe] [--seeds 10] [--trials 40] [--epochs 8] [--layers proj,cls@7] [--workspace DIR] [--figure FILE]
 
 A study for every sampler and seed, without the baselines that a space tries first: every trial is the sampler's.
 After each trial the best one so far is asked for two numbers: its score by the criterion, which is what the sampler
@@ -108,6 +108,8 @@ def main() -> None:
     parser.add_argument("--samplers", default="tpe", help=f"comma-separated; {BASELINE} is always run")
     parser.add_argument("--space", default="sd14")
     parser.add_argument("--layers", default="proj", help="comma-separated; several are searched, too")
+    parser.add_argument("--epochs", type=int, help="of a trial at most [default: the space's]")
+    parser.add_argument("--learning-rate", type=float, help="[default: the space's]")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--workspace", type=Path, help="[default: a temporary folder]")
@@ -116,7 +118,10 @@ def main() -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = replace(load_space(options.space), enqueued=())
+    fixed = {"max_epochs": options.epochs, "learning_rate": options.learning_rate}
+    space = load_space(options.space)
+    defaults = {**space.defaults, **{name: value for name, value in fixed.items() if value is not None}}
+    space = replace(space, defaults=defaults, enqueued=())
     samplers = [BASELINE, *(name for name in options.samplers.split(",") if name != BASELINE)]
     curves: dict[str, Curves] = {sampler: {name: [] for name in QUESTIONS} for sampler in samplers}
     num_failed, criterion = 0, ""
@@ -182,6 +187,7 @@ def main() -> None:
                 "trials": options.trials,
                 "space": options.space,
                 "layers": options.layers.split(","),
+                "changed": {name: value for name, value in fixed.items() if value is not None},
                 "num_failed": num_failed,
                 "samplers": result_of,
                 "processor": platform.processor() or platform.machine(),

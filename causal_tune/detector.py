@@ -213,9 +213,10 @@ def _notes(found: EncoderDescription, wanted: dict[str, Any]) -> list[str]:
     trained = f"{wanted['dtype']} by {wanted.get('runtime', 'torch')}"
     here = f"{found.dtype} by {found.runtime}"
     if here != trained:
+        by = "by a few hundredths" if "bfloat16" in (found.dtype, wanted["dtype"]) else "in the last digits"
         notes.append(
             f"Features are computed in {here} here and were in {trained} for the training: scores can "
-            "differ from the training's in the last digits."
+            f"differ from the training's {by}."
         )
     if found.dtype == "int8":
         notes.append(f"{here}: {fidelity_of(found, device='cpu')}.")
