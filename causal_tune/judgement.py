@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from causal_tune.calibration import Platt, ece, reliability
 from causal_tune.intervals import share_interval
 from causal_tune.metrics import score_metrics
-from causal_tune.resampling import Floats, Scored, draw, interval_of
+from causal_tune.resampling import Floats, Scored, average_precision, counts_above, draw, interval_of
 
 __all__ = ["FPR", "judge"]
 
@@ -76,19 +75,11 @@ def judge(
 
 def _figures(scored: Scored, counts: Floats) -> Floats:
     """AP, AUC, TPR at 5 % FPR and accuracy of each draw, [draws, 4]; `counts` [draws, n] say how often each image."""
-    order = np.argsort(-scored.logits, kind="stable")
-    scores, positive = scored.logits[order], scored.labels[order] == 1
-    # equal scores have one threshold: a step is counted at its last image
-    last: NDArray[np.int64] = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    weights = counts[:, order]
-    hits = np.cumsum(weights * positive, axis=1)[:, last]
-    false = np.cumsum(weights * ~positive, axis=1)[:, last]
+    hits, false = counts_above(scored, counts)
     found, mistaken = hits / hits[:, -1:], false / false[:, -1:]
-    precision = np.divide(hits, hits + false, out=np.zeros_like(hits), where=hits + false > 0)
     step = np.diff(found, axis=1, prepend=0.0)
-    ap = (precision * step).sum(axis=1)
     width = np.diff(mistaken, axis=1, prepend=0.0)
     auc = (width * (found - step / 2)).sum(axis=1)
     tpr = np.where(mistaken <= FPR + 1e-12, found, 0.0).max(axis=1)
-    right = (scores > 0) == positive
-    return np.stack([ap, auc, tpr, (weights * right).mean(axis=1)], axis=1)
+    right = (scored.logits > 0) == (scored.labels == 1)
+    return np.stack([average_precision(hits, false), auc, tpr, (counts * right).mean(axis=1)], axis=1)

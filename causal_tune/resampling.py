@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from causal_tune.errors import InvalidConfig
 
-__all__ = ["Scored", "draw", "interval_of", "resampled_ap"]
+__all__ = ["Scored", "average_precision", "counts_above", "draw", "interval_of", "resampled_ap"]
 
 NUM_DRAWS = 2000
 
@@ -74,14 +74,31 @@ def resampled_ap(scored: Scored, counts: Floats) -> Floats:
     """
     if not scored.has_both:
         raise InvalidConfig("The average precision of images of one class is undefined: both are needed.")
+    return average_precision(*counts_above(scored, counts))
+
+
+def counts_above(scored: Scored, counts: Floats) -> tuple[Floats, Floats]:
+    """How many generated and how many real images each draw has at or above each distinct logit, the highest first.
+
+    Both [num_draws, logits], with `counts` [num_draws, n] as weights: what every ranking figure is made of.
+
+    >>> hits, false = counts_above(Scored.of([3.0, 2.0, 2.0], [1, 0, 1]), np.ones((1, 3)))
+    >>> hits.tolist(), false.tolist()
+    ([[1.0, 2.0]], [[0.0, 1.0]])
+    """
     order = np.argsort(-scored.logits, kind="stable")
     scores, positive = scored.logits[order], scored.labels[order] == 1
     # equal scores have one threshold: a step is counted at its last image
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     weights = counts[:, order]
-    above = np.cumsum(weights, axis=1)[:, last]
-    hits = np.cumsum(weights * positive, axis=1)[:, last]
-    precision = np.divide(hits, above, out=np.zeros_like(hits), where=above > 0)
+    hits: Floats = np.cumsum(weights * positive, axis=1)[:, last]
+    false: Floats = np.cumsum(weights * ~positive, axis=1)[:, last]
+    return hits, false
+
+
+def average_precision(hits: Floats, false: Floats) -> Floats:
+    """The average precision of each draw, from its `counts_above`."""
+    precision = np.divide(hits, hits + false, out=np.zeros_like(hits), where=hits + false > 0)
     gained = np.diff(hits, axis=1, prepend=0.0)
     found: Floats = (precision * gained).sum(axis=1) / hits[:, -1]
     return found
