@@ -17,9 +17,9 @@ from causal_tune.atomic import atomic_directory, write_json, write_text
 from causal_tune.audit.run import audit_index
 from causal_tune.calibration import Cuts, Platt, choose_cuts, cross_fitted, ece, fit_platt, reliability
 from causal_tune.detector import DETECTOR_FORMAT, Detector, load_detector
-from causal_tune.errors import CausalTuneError, DetectorError, StudyError
+from causal_tune.errors import DetectorError, StudyError
 from causal_tune.features import FeatureStore
-from causal_tune.images.index import index_sha256, read_index
+from causal_tune.features.stores import index_of_store
 from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.model_card import model_card
@@ -259,27 +259,9 @@ def _metrics(
 
 def _audit(index: Path | None, store: FeatureStore, spec: StudySpec) -> list[dict[str, Any]] | None:
     """Findings of the audit of the images; None where their index is not at hand."""
-    wanted = store.description["index_sha256"]
-    if index is not None:
-        table = read_index(index)
-        if index_sha256(table) != wanted:
-            raise StudyError(
-                f"The index {index} lists other images than the store {store.path} was made from. Give the one that "
-                "was extracted, or none."
-            )
-    else:
-        found = None
-        for path in sorted((store.path.parent.parent / "index").glob("*.parquet")):
-            try:
-                found = read_index(path)
-            except CausalTuneError:  # an index of a newer release, or a file that is none
-                continue
-            if index_sha256(found) == wanted:
-                break
-            found = None
-        if found is None:
-            return None
-        table = found
+    table = index_of_store(store, index)
+    if table is None:
+        return None
     audit = audit_index(table, train_generators=spec.train_generators)
     return [
         {"kind": one.kind, "subject": one.subject, "what": one.what}

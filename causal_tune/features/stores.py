@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from causal_tune.errors import StoreError
+from causal_tune.errors import CausalTuneError, StoreError
 from causal_tune.features.known import KnownFeatures, identity, read_sources
 from causal_tune.features.shards import ROW_COLUMNS, shard_path, shard_ranges, write_shard
 from causal_tune.features.store import FeatureStore, StoreSpec, finish_store, shard_paths
-from causal_tune.images.index import index_sha256
+from causal_tune.images.index import index_sha256, read_index
 from causal_tune.lock import owned
 
-__all__ = ["Leftover", "StoreSummary", "leftovers", "list_stores", "merge_stores", "remove"]
+__all__ = ["Leftover", "StoreSummary", "index_of_store", "leftovers", "list_stores", "merge_stores", "remove"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +31,29 @@ class StoreSummary:
     """Of all its files."""
     description: dict[str, Any]
     """Its store.json; empty where it is not finished."""
+
+
+def index_of_store(store: FeatureStore, index: Path | None = None) -> pa.Table | None:
+    """The image index that a store was made from: the file `index`, or of its workspace; None where none is at hand.
+
+    `StoreError` where `index` lists other images.
+    """
+    wanted = store.description["index_sha256"]
+    for path in (index,) if index else sorted((store.path.parent.parent / "index").glob("*.parquet")):
+        try:
+            table = read_index(path)
+        except CausalTuneError:  # an index of a newer release, or a file that is none
+            if index:
+                raise
+            continue
+        if index_sha256(table) == wanted:
+            return table
+    if index:
+        raise StoreError(
+            f"The index {index} lists other images than the store {store.path} was made from. Give the one that "
+            "was extracted, or none."
+        )
+    return None
 
 
 def list_stores(workspace: Path) -> list[StoreSummary]:
