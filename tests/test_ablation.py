@@ -3,31 +3,31 @@
 import csv
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from causal_tune.cli.ablation import (
+from causal_tune.cli.ablation import MAX_SEEDS, ablation_space, check_generators, settings_of
+from causal_tune.errors import InvalidConfig, StudyError
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report.ablation import (
     ARMS,
-    MAX_SEEDS,
     PAPER,
-    ablation_space,
+    ablation,
     ablation_tables,
     arm_of,
     averages,
-    check_generators,
-    settings_of,
+    is_ablation,
     summarise,
 )
-from causal_tune.errors import InvalidConfig, StudyError
-from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec
 from causal_tune.study.suggestion import Suggester
 from causal_tune.trial import TrialConfig
-from tests.conftest import write_images
+from tests.conftest import run_cli, write_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -309,6 +309,81 @@ def test_the_help_names_its_own_options_and_not_those_that_it_has_no_use_for() -
     assert "--criterion" not in text
 
 
+# --- in the report ---------------------------------------------------------------------------------------
+
+
+def test_only_the_arms_on_shared_seeds_are_an_ablation() -> None:
+    space = ablation_space(load_space("ablation"), settings={}, seed=0)
+    assert is_ablation(spec(space=space.to_json()))
+    assert not is_ablation(spec(space=load_space("ablation").to_json()))
+    assert not is_ablation(spec(space=load_space("sd14").to_json()))
+    short = replace(space, enqueued=space.enqueued[1:])
+    assert not is_ablation(spec(space=short.to_json()))
+
+
+def test_the_report_of_an_ablation_has_the_arms_with_their_intervals() -> None:
+    own = spec(space=ablation_space(load_space("ablation"), settings={}, seed=0).to_json())
+    gains = {0: (0.0, 0.02), 1: (0.1, 0.16)}  # of neither and of both, by seed
+    records = [
+        record(2 * arm + place, arm, seed, gain)
+        for arm, values in gains.items()
+        for place, (seed, gain) in enumerate(zip((5, 6), values, strict=True))
+    ]
+    (section,) = ablation(own, records, None)
+    tables = {table.name: table for table in section.tables}
+    rows = {row[0]: dict(zip(tables["ablation"].titles, row, strict=True)) for row in tables["ablation"].rows}
+    op = 100 * sum(AP[name] for name in ("sd14", "progan", "StyleGAN-2", "deepfake", "adm")) / 5
+    assert rows["neither"]["OP AP"].startswith(f"{op + 1:.2f} ± ")
+    # differences of 0.10 and 0.14 by seed: Student's t with one degree of freedom, 12.706 x 0.02
+    assert rows["both - neither"]["OP AP"] == "+12.00 ± 25.41"
+    assert tables["ablation_paper"].rows[-1][1] == "+25.08"
+    assert {row[0]: row[2] for row in tables["ablation_arms"].rows}["both"] == "2"
+    assert "glide" in section.text
+
+
+def test_terms_that_were_switched_off_are_told_with_their_intervals() -> None:
+    document = {
+        "seeds": [1, 2],
+        "terms_of": "00003-x",
+        "terms": [
+            {
+                "term": "hsic",
+                "off": {"lambda2": 0.0},
+                "difference": 0.012,
+                "interval": [-0.01, 0.03],
+                "p": 0.25,
+                "covers": "seeds and images",
+                "share": 0.5,
+                "mean": 0.88,
+                "scores": [0.87, 0.89],
+                "test_difference": {"mean": 0.02, "low": -0.01, "high": 0.05, "num": 2},
+            },
+            {"term": "mask", "off": {"mask_scope": "none"}, "failed": ["no more memory"]},
+        ],
+    }
+    (section,) = ablation(spec(space=load_space("sd14").to_json()), [], document)
+    (table,) = section.tables
+    assert [dict(zip(table.titles, row, strict=True)) for row in table.rows] == [
+        {
+            "term": "hsic",
+            "switched off": "lambda2 0.0",
+            "without it": "88.00",
+            "it brings": "+1.20 [-1.00, +3.00]",
+            "p": "0.250",
+            "covers": "seeds and images",
+            "of the gain over the probe": "50 %",
+            "in mean test AP": "+2.00 ± 3.00",
+        },
+        {
+            **dict.fromkeys(table.titles, "-"),
+            "term": "mask",
+            "switched off": "mask_scope none",
+            "without it": "failed",
+        },
+    ]
+    assert ablation(spec(space=load_space("sd14").to_json()), [], {**document, "terms": []}) == []
+
+
 # --- the whole -------------------------------------------------------------------------------------------
 
 
@@ -373,6 +448,14 @@ def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) 
     assert "GP* as the paper's numbers are computed" in shown
     assert "In no average, since they may choose: beta." in shown
     assert document["repeat"] in again.output
+
+    written = run_cli("report", "small", "--workspace", workspace, "-o", tmp_path / "report")
+    assert written.exit_code == 0, written.output
+    with (tmp_path / "report" / "tables" / "ablation.csv").open() as file:
+        told = {row["arm"]: row for row in csv.DictReader(file)}
+    for arm in ARMS:
+        mean = document["arms"][arm]["metrics"]["gp_ap"]["mean"]
+        assert float(told[arm]["GP AP"].split(" ")[0]) == pytest.approx(100 * mean, abs=0.006)
 
     more = run_job(*options, "--seeds", 3, "--json")
     extended = json.loads(more.stdout)

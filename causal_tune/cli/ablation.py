@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from causal_tune.cli.output import (
     json_option,
     names,
     out,
-    percent,
     table,
     under_workspace,
     workspace_option,
@@ -27,9 +26,20 @@ from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
 from causal_tune.export import role_of
 from causal_tune.images.choice import Choice
-from causal_tune.intervals import Interval, mean_interval, paired_difference
-from causal_tune.ledger import Ledger, TrialRecord
-from causal_tune.report.paper import plain_name
+from causal_tune.intervals import Interval
+from causal_tune.ledger import Ledger
+from causal_tune.report.ablation import (
+    ARMS,
+    BASELINE,
+    PAPER,
+    PAPER_NOTE,
+    Averages,
+    ablation_tables,
+    arm_of,
+    averages,
+    generator_rows,
+    summarise,
+)
 from causal_tune.selection import best, rank
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
@@ -37,33 +47,7 @@ from causal_tune.study.spec import StudySpec, read_spec, study_path
 from causal_tune.study.suggestion import trial_seed
 from causal_tune.trial import TrialConfig
 
-__all__ = ["ARMS", "PAPER", "Averages", "ablation_job", "ablation_space", "arm_of", "averages", "summarise"]
-
-ARMS: Mapping[str, str] = {
-    "neither": "UnivFD, a linear probe",
-    "factorisation": "mask, adversary, HSIC and L1; beta = 0, so no counterfactuals",
-    "masking": "no mask; the probe, consistent under Bernoulli counterfactuals",
-    "both": "CausalCLIP",
-}
-"""The arms in the paper's order."""
-_BASELINE = "neither"
-
-# Table 5 of arXiv 2512.13285, per cent, trained on Stable Diffusion 1.4. For `both` the paper's text has 89.64
-# (OP) and 88.45 (GP) accuracy where its table, and so this one, has 90.45 and 89.95.
-PAPER: Mapping[str, Mapping[str, float]] = {
-    "neither": {"op_accuracy": 65.37, "op_ap": 75.31, "gp_accuracy": 60.42, "gp_ap": 67.09},
-    "factorisation": {"op_accuracy": 79.42, "op_ap": 89.53, "gp_accuracy": 75.91, "gp_ap": 87.78},
-    "masking": {"op_accuracy": 70.73, "op_ap": 82.13, "gp_accuracy": 65.94, "gp_ap": 79.28},
-    "both": {"op_accuracy": 90.45, "op_ap": 96.92, "gp_accuracy": 89.95, "gp_ap": 95.25},
-}
-_PAPER_NOTE = (
-    "The paper's: Table 5 of arXiv 2512.13285, trained on Stable Diffusion 1.4; for both modules its text has "
-    "89.64 (OP) and 88.45 (GP) accuracy. Other images, encoders and settings: a reference, no target."
-)
-
-GANS = ("progan", "cyclegan", "biggan", "stylegan", "stylegan2", "gaugan", "stargan")
-"""What counts as GAN-based, unless --gan-generators says otherwise; case, dots, dashes and spaces aside."""
-_ALSO_IN_THE_PAPERS_GP = ("deepfake", "san")
+__all__ = ["ablation_job", "ablation_space", "check_generators", "settings_of"]
 
 MAX_SEEDS = 100
 """Seeds that a study is frozen with, so that it can be extended; each costs nothing until it is asked for."""
@@ -71,25 +55,7 @@ MAX_SEEDS = 100
 HYPERPARAMETERS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
 _SHOWN = ("layer", *HYPERPARAMETERS, "learning_rate")
 
-_METRICS = {"accuracy": "ACC", "ap": "AP"}
-_AVERAGES = {"op": "OP", "gp": "GP", "gp_computed": "GP*"}
-
-
 # --- the arms --------------------------------------------------------------------------------------------
-
-
-def arm_of(config: Mapping[str, Any]) -> str:
-    """Which arm a trial's configuration is.
-
-    >>> arm_of({"head": "causal", "mask_scope": "instance", "beta": 0.0, "p": 0.2})
-    'factorisation'
-    """
-    if config["head"] != "causal":
-        return _BASELINE
-    consistent = config["beta"] > 0 and config["p"] > 0
-    if config["mask_scope"] == "none":
-        return "masking" if consistent else _BASELINE
-    return "both" if consistent else "factorisation"
 
 
 def ablation_space(space: SearchSpace, *, settings: Mapping[str, Any], seed: int) -> SearchSpace:
@@ -149,101 +115,6 @@ def settings_of(path: Path) -> tuple[dict[str, Any], StudySpec, str]:
 # --- what they come to -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Averages:
-    """Which generators each average runs over."""
-
-    op: tuple[str, ...]
-    """Overall performance: all that judge, the training generator's test split included."""
-    gp: tuple[str, ...]
-    """Generalisation performance as the paper defines it: the GAN-based ones of them."""
-    gp_computed: tuple[str, ...]
-    """As the paper's numbers are computed: those, DeepFake and SAN."""
-    chosen_by: tuple[str, ...]
-    """Validation generators: in no average, since they may have chosen."""
-    one_class: tuple[str, ...]
-    """Generators whose judged images are of one class: in no average, since their AP is undefined."""
-
-
-def averages(spec: StudySpec, records: Sequence[TrialRecord], gans: Sequence[str] = ()) -> Averages:
-    """The generators of each average; `gans` are exact names, and take the place of the table `GANS`."""
-    finished = next((record for record in records if record.finished), None)
-    measured = finished.generators if finished else {}
-    judged = [name for name in measured if name not in spec.val_generators]
-    op = tuple(name for name in judged if measured[name]["ap"] is not None)
-    gp = tuple(name for name in op if (name in gans if gans else plain_name(name) in GANS))
-    return Averages(
-        op=op,
-        gp=gp,
-        gp_computed=tuple(name for name in op if name in gp or plain_name(name) in _ALSO_IN_THE_PAPERS_GP),
-        chosen_by=tuple(name for name in measured if name in spec.val_generators),
-        one_class=tuple(name for name in judged if name not in op),
-    )
-
-
-def summarise(records: Sequence[TrialRecord], over: Averages) -> dict[str, dict[str, Any]]:
-    """Each arm: its trials, and its metrics as mean, interval and paired difference over seeds.
-
-    The keys of `metrics` and `differences` are `op_accuracy`, `gp_ap` and so on; a value is None where no
-    generator or no seed is behind it.
-    """
-    by_arm: dict[str, dict[int, TrialRecord]] = {arm: {} for arm in ARMS}
-    for record in records:
-        by_arm[arm_of(record.config)][record.seed] = record
-    finished = {
-        arm: {seed: record for seed, record in mine.items() if record.finished}
-        for arm, mine in by_arm.items()
-    }
-    baseline = finished[_BASELINE]
-    summary: dict[str, dict[str, Any]] = {}
-    for arm, mine in finished.items():
-        shared = [seed for seed in mine if seed in baseline]
-        metrics: dict[str, Interval | None] = {}
-        differences: dict[str, Interval | None] = {}
-        for average in _AVERAGES:
-            for metric in _METRICS:
-                generators = getattr(over, average)
-                values = {seed: _mean(record, generators, metric) for seed, record in mine.items()}
-                metrics[f"{average}_{metric}"] = (
-                    mean_interval(list(values.values())) if generators and mine else None
-                )
-                differences[f"{average}_{metric}"] = (
-                    paired_difference(
-                        [values[seed] for seed in shared],
-                        [_mean(baseline[seed], generators, metric) for seed in shared],
-                    )
-                    if generators and shared and arm != _BASELINE
-                    else None
-                )
-        every = [*over.op, *over.chosen_by]
-        summary[arm] = {
-            "what": ARMS[arm],
-            "num_finished": len(mine),
-            "num_failed": len(by_arm[arm]) - len(mine),
-            "num_collapsed": sum(record.collapsed is not None for record in mine.values()),
-            "seeds": list(mine),
-            "num_pairs": len(shared),
-            "metrics": metrics,
-            "differences": differences,
-            "generators": {
-                name: {metric: _over_seeds(mine.values(), name, metric) for metric in _METRICS}
-                for name in every
-            },
-            "trials": [record.id for record in by_arm[arm].values()],
-        }
-    return summary
-
-
-def _mean(record: TrialRecord, generators: Sequence[str], metric: str) -> float:
-    values = [float(record.generators[name][metric]) for name in generators]
-    return sum(values) / len(values) if values else float("nan")
-
-
-def _over_seeds(records: Any, generator: str, metric: str) -> Interval | None:
-    values = [record.generators[generator][metric] for record in records]
-    return mean_interval(values) if values and None not in values else None
-
-
 def _plain_values(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The summary for JSON: intervals as objects."""
 
@@ -260,54 +131,6 @@ def _plain_values(summary: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 # --- what people see -------------------------------------------------------------------------------------
 
 
-def _cell(interval: Interval | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "-"
-    text = f"{100 * interval.mean:+.2f}" if signed else percent(interval.mean)
-    half = interval.half_width
-    return text if half is None else f"{text} ± {100 * half:.2f}"
-
-
-def ablation_tables(
-    summary: Mapping[str, Mapping[str, Any]], over: Averages, *, width: int
-) -> list[tuple[list[str], list[list[str]]]]:
-    """Columns and rows: each arm, and under it its paired difference from `neither`.
-
-    The paper's numbers stand beside ours, or in a table of their own where `width` has no room for both.
-    """
-    shown = ["op", "gp", *(["gp_computed"] if over.gp_computed != over.gp else [])]
-    keys = [f"{average}_{metric}" for average in shown for metric in _METRICS]
-    paper_keys = list(PAPER[_BASELINE])
-    ours, papers = [], []
-    for arm, values in summary.items():
-        ours.append([arm, *(_cell(values["metrics"][key]) for key in keys)])
-        papers.append([arm, *(f"{PAPER[arm][key]:.2f}" for key in paper_keys)])
-        if arm != _BASELINE:
-            label = f"  - {_BASELINE}"
-            ours.append([label, *(_cell(values["differences"][key], signed=True) for key in keys)])
-            gains = (PAPER[arm][key] - PAPER[_BASELINE][key] for key in paper_keys)
-            papers.append([label, *(f"{gain:+.2f}" for gain in gains)])
-    columns, paper_columns = [*map(_title, keys)], [f"paper's\n{_title(key)}" for key in paper_keys]
-    if width >= 140:
-        both = [own + paper[1:] for own, paper in zip(ours, papers, strict=True)]
-        return [(["arm", *columns, *paper_columns], both)]
-    return [(["arm", *columns], ours), (["arm", *paper_columns], papers)]
-
-
-def _title(key: str) -> str:
-    average, metric = key.rsplit("_", 1)
-    return f"{_AVERAGES[average]} {_METRICS[metric]}"
-
-
-def _generator_rows(
-    summary: Mapping[str, Mapping[str, Any]], over: Averages, spec: StudySpec
-) -> list[list[str]]:
-    return [
-        [name, role_of(name, spec), *(_cell(summary[arm]["generators"][name]["ap"]) for arm in ARMS)]
-        for name in (*over.op, *over.chosen_by)
-    ]
-
-
 def _show(
     summary: Mapping[str, Mapping[str, Any]], over: Averages, spec: StudySpec, settings_note: str
 ) -> None:
@@ -320,7 +143,7 @@ def _show(
     out.print(table("Arms", ["arm", "what<", "seeds", "failed", "collapsed masks"], counts))
     out.print(
         "Percent: mean over seeds ± half of its 95 % t interval, which is about training, not about other test "
-        f"images. Rows - {_BASELINE}: difference from that arm, paired by seed."
+        f"images. Rows - {BASELINE}: difference from that arm, paired by seed."
     )
     out.print(f"OP over {', '.join(over.op) or 'no generator'}.", markup=False, highlight=False)
     out.print(f"GP over {', '.join(over.gp) or 'no GAN among them'}.", markup=False, highlight=False)
@@ -334,12 +157,14 @@ def _show(
         out.print(f"In no average, since they may choose: {', '.join(over.chosen_by)}.", markup=False)
     if over.one_class:
         out.print(f"In no average, one class only: {', '.join(over.one_class)}.", markup=False)
-    out.print(_PAPER_NOTE)
+    out.print(PAPER_NOTE)
     out.print(settings_note, markup=False, highlight=False)
     if over.op or over.chosen_by:
         out.print()
         columns = ["generator", "role<", *(f"{arm} AP" for arm in ARMS)]
-        out.print(table("By generator", columns, _generator_rows(summary, over, spec)))
+        out.print(
+            table("By generator", columns, generator_rows(summary, over, lambda name: role_of(name, spec)))
+        )
 
 
 def _repeated(program: str) -> str:
@@ -525,7 +350,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                     "one_class": list(over.one_class),
                 },
                 "arms": _plain_values(summary),
-                "paper_note": _PAPER_NOTE,
+                "paper_note": PAPER_NOTE,
                 "mlflow_ui": ui_command,
                 "repeat": repeat,
             }

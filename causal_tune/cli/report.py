@@ -19,14 +19,21 @@ __all__ = ["report_command"]
     type=click.Path(path_type=Path),
     help="A folder. [default: the study's own, studies/STUDY/report]",
 )
+@click.option(
+    "--index",
+    type=click.Path(path_type=Path),
+    help="The index of the study's images, for the audit. [default: found in the workspace]",
+)
 @workspace_option
 @json_option
-def report_command(study: str, output: Path | None, workspace: Path, as_json: bool) -> None:
+def report_command(
+    study: str, output: Path | None, index: Path | None, workspace: Path, as_json: bool
+) -> None:
     """Write the report of STUDY: one HTML page, Markdown, each table as CSV and LaTeX, each figure as SVG."""
     path = under_workspace(workspace, "studies", study)
     folder = output or path / "report"
     check_folder(folder, "a report")
-    report = build(path)
+    report = build(path, index)
     files = write_report(report, folder)
 
     def show() -> None:

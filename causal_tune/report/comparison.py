@@ -14,9 +14,10 @@ from causal_tune.audit.findings import plural
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
-from causal_tune.report.content import Report, Section, beside_paper
+from causal_tune.report.measured import beside_paper
 from causal_tune.report.paper import OwnHead, printed_name
 from causal_tune.report.recommended import best_probe, recommended
+from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.study.finalists import read_finalists

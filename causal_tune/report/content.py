@@ -1,77 +1,52 @@
 """What a report says, as tables, figures and sentences: a function of the study's files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from causal_tune.calibration import fit_platt
-from causal_tune.errors import StudyError
+from causal_tune.errors import StoreError, StudyError
 from causal_tune.features import FeatureStore
-from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report import figures
-from causal_tune.report.figures import Drawing
-from causal_tune.report.paper import OwnHead, paper_tables
-from causal_tune.report.recommended import Chosen, best_probe, recommended
-from causal_tune.report.tables import Table, percent, signed, with_ends
-from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
+from causal_tune.report.ablation import ablation
+from causal_tune.report.audited import audited
+from causal_tune.report.measured import measured, remembered
+from causal_tune.report.recommended import Chosen, recommended
+from causal_tune.report.section import Report, Section
+from causal_tune.report.tables import Table, over_seeds, percent, signed, with_ends
 from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
 from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
-from causal_tune.study.robustness import degraded_scores
-from causal_tune.study.scores import VALIDATION, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
-__all__ = ["Report", "Section", "build"]
+__all__ = ["build"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of the report."""
+def build(study_path: Path, index: Path | None = None) -> Report:
+    """The report of a study; `index` is that of its images, where it is not in the workspace.
 
-    title: str
-    text: str = ""
-    """Paragraphs, parted by empty lines."""
-    tables: Sequence[Table] = ()
-    figures: Mapping[str, tuple[str, Drawing]] = field(default_factory=dict)
-    """By file name, with the caption."""
-    code: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """All of it."""
-
-    title: str
-    verdict: Sequence[str]
-    """What the reader takes away, in three sentences."""
-    sections: Sequence[Section]
-
-
-def build(study_path: Path) -> Report:
-    """The report of a study; `StudyError` where it has no trial that can be chosen or its files are gone."""
+    Where the features are gone it is of what the ledger kept, and says so. `StudyError` where the study has no trial
+    that can be chosen, or a checkpoint is gone; `StoreError` where `index` lists other images.
+    """
     spec = read_spec(study_path)
     records = Ledger(study_path / "trials").records()
     finalists = read_finalists(study_path, len(records))
     chosen = recommended(study_path, spec, records, finalists)
-    probe = best_probe(spec, records)
-    scored = trial_scores(chosen.path, chosen.spec, chosen.record)
+    store = None
+    try:
+        judged = measured(study_path, spec, records, chosen)
+        store = FeatureStore(spec.store_path)
+    except StoreError as error:
+        judged = [remembered(spec, chosen, error)]
     sections = [
-        _generators(spec, chosen, scored),
-        *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
-        *beside_paper(
-            spec.train_generators,
-            [OwnHead(f"{spec.name} ({chosen.record.config['head']})", spec.val_generators, scored)],
-        ),
-        *_robustness(study_path, spec, chosen, probe),
+        *judged,
         *([_finalists(spec, finalists)] if finalists else []),
+        *ablation(spec, records, finalists),
         _search(spec, records),
         *([_importance(spec, records, found)] if (found := importance(records, spec)) else []),
         _criteria(spec, records),
-        _recipe(study_path, spec, records, finalists),
+        *([audited(spec, store, index)] if store else []),
+        _recipe(store, spec, records, finalists),
     ]
     return Report(
         title=f"Study {spec.name}", verdict=_verdict(spec, records, finalists, chosen), sections=sections
@@ -111,218 +86,9 @@ def _verdict(
     return [first, second, third]
 
 
-def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -> Section:
-    fitted = fitted_on(spec, scored)
-    calibration = fit_platt(fitted.logits, fitted.labels)
-    threshold = chosen.record.threshold or 0.0
-    rows = []
-    for name, one in scored.items():
-        found = judge(
-            one, calibration=calibration, real_below=threshold, generated_from=threshold, threshold=threshold
-        )
-        intervals = found["intervals"]
-        rows.append(
-            [
-                name,
-                _role(name, spec),
-                with_ends(found["ap"], intervals.get("ap")),
-                with_ends(found["accuracy"], intervals.get("accuracy")),
-                percent(found["accuracy_real"], 1),
-                percent(found["accuracy_generated"], 1),
-                percent(found["accuracy_val_threshold"], 1),
-                with_ends(found["auc"], intervals.get("auc")),
-                with_ends(found["tpr_at_5_fpr"], intervals.get("tpr_at_5_fpr")),
-                percent(found["ece"], 1),
-                str(found["num_real"]),
-                str(found["num_generated"]),
-            ]
-        )
-    table = Table(
-        name="generators",
-        caption="The recommended head on each set, in per cent with 95 % intervals of the bootstrap over images.",
-        columns=[
-            "set",
-            "role<",
-            "AP",
-            "accuracy",
-            "real acc.",
-            "gen. acc.",
-            "acc. at val. threshold",
-            "AUC",
-            "TPR at 5 % FPR",
-            "ECE",
-            "n real",
-            "n gen.",
-        ],
-        rows=rows,
-    )
-    shown = {name: one for name, one in scored.items() if not name.startswith("view/")}
-    return Section(
-        title="Generator by generator",
-        text="Accuracy is at probability 0.5, and beside it at the threshold that is best on the validation split. A "
-        "set with one class has no AP and no AUC: they are undefined, not 0. ECE is after Platt scaling on validation "
-        "data. Sets that trained or chose are optimistic.",
-        tables=[table],
-        figures={
-            "roc": ("Generated images found against real ones mistaken.", figures.roc(shown)),
-            "calibration": (
-                "Reliability on the validation data, which fitted the scaling: it looks better here than elsewhere.",
-                figures.calibration(fitted, calibration),
-            ),
-            **(
-                {"mask": ("The mask of the recommended head, epoch by epoch.", figures.mask(chosen.record))}
-                if chosen.record.mask and chosen.record.epochs
-                else {}
-            ),
-        },
-    )
-
-
-def beside_paper(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> list[Section]:
-    """The paper's numbers below those of heads that were trained on the same; empty where it has none."""
-    tables = paper_tables(train_generators, heads)
-    if not tables:
-        return []
-    return [
-        Section(
-            title="Beside the paper",
-            text="What the paper printed for its own head and for others (arXiv 2512.13285), on the generators that "
-            "are here, too. It is a reference and no test: the paper's images, splits and encoder are its own, "
-            "it gives no intervals, and generators are matched by name. Means are of the cells shown.",
-            tables=tables,
-        )
-    ]
-
-
-def _role(name: str, spec: StudySpec) -> str:
-    if name == VALIDATION or name.startswith("view/"):
-        return "validation"
-    if name in spec.train_generators:
-        return "trained on"
-    return "chosen by" if name in spec.val_generators else "test"
-
-
-def _against_probe(
-    study_path: Path, spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored], probe: TrialRecord
-) -> Section:
-    theirs = trial_scores(study_path, spec, probe)
-    rng = np.random.default_rng(spec.seed)
-    rows = []
-    for name, one in scored.items():
-        if name.startswith("view/") or name not in theirs:
-            continue
-        other = theirs[name]
-        right, wrong = _discordant(one, other)
-        cells = [name, _role(name, spec)]
-        if one.has_both:
-            counts = draw(one.labels, NUM_DRAWS, rng)
-            drawn = resampled_ap(one, counts) - resampled_ap(other, counts)
-            assert one.ap is not None  # both hold the same images
-            assert other.ap is not None
-            mean = one.ap - other.ap
-            below, above = int((drawn <= 0).sum()), int((drawn >= 0).sum())
-            p = min(1.0, 2 * (min(below, above) + 1) / (len(drawn) + 1))
-            cells += [signed(mean, interval_of(drawn)), f"{p:.3f}"]
-        else:
-            cells += ["undefined", "-"]
-        rows.append([*cells, f"{right} / {wrong}", f"{_mcnemar(right, wrong):.3f}"])
-    table = Table(
-        name="against_probe",
-        caption=f"The recommended head minus the search's best linear probe (trial {probe.id}), on the same images.",
-        columns=["set", "role<", "AP, points", "p", "right only it / only the probe", "McNemar p"],
-        rows=rows,
-    )
-    return Section(
-        title="Against the linear probe",
-        text="AP: paired bootstrap over images. Accuracy at 0.5: McNemar's exact test on the images that only one of "
-        "the two gets right. One training each: the spread over seeds is not in these figures, and no correction is "
-        "made for the number of rows.",
-        tables=[table],
-    )
-
-
-def _discordant(one: Scored, other: Scored) -> tuple[int, int]:
-    mine = (one.logits > 0) == (one.labels == 1)
-    theirs = (other.logits > 0) == (other.labels == 1)
-    return int((mine & ~theirs).sum()), int((~mine & theirs).sum())
-
-
-def _mcnemar(right: int, wrong: int) -> float:
-    from scipy.stats import binomtest
-
-    return float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
-
-
-def _robustness(
-    study_path: Path, spec: StudySpec, chosen: Chosen, probe: TrialRecord | None
-) -> list[Section]:
-    """What the recommended head and the probe withstand; nothing where the store has no degraded views."""
-    heads = {"recommended": degraded_scores(chosen.path, chosen.spec, chosen.record)}
-    if probe is not None and chosen.record.config["head"] != "linear":
-        heads["linear probe"] = degraded_scores(study_path, spec, probe)
-    views = heads["recommended"]
-    # generators that chose are no evidence, unless there are no others
-    unseen = [
-        name
-        for name in spec.test_generators
-        if any(one[name].has_both for one in views.values() if name in one)
-    ]
-    judged = unseen or [name for name in spec.val_generators if name in next(iter(views.values()), {})]
-    if not views or not judged:
-        return []
-    curves = {
-        name: {
-            view: _mean_with_ends([scored[one] for one in judged], spec.seed)
-            for view, scored in by_view.items()
-        }
-        for name, by_view in heads.items()
-    }
-    rows = [
-        [
-            view,
-            *(with_ends(curve[view][0], curve[view][1:]) for curve in curves.values()),
-            *(percent(views[view][name].ap, 1) for name in judged),
-        ]
-        for view in views
-    ]
-    return [
-        Section(
-            title="What it withstands",
-            text=f"AP on {', '.join(judged)} after JPEG or blur before the crop. An image counts where every view "
-            "could be made of it. "
-            + (
-                ""
-                if unseen
-                else "These generators chose the head: the store has no degraded view of test images."
-            ),
-            tables=[
-                Table(
-                    name="robustness",
-                    caption="Mean AP in per cent with 95 % intervals over images; the recommended head's AP on each.",
-                    columns=["view", *curves, *judged],
-                    rows=rows,
-                )
-            ],
-            figures={
-                "robustness": (
-                    "Mean AP with 95 % intervals, as in the paper's Figure 4; quality 100 is the best JPEG.",
-                    figures.robustness(curves),
-                )
-            },
-        )
-    ]
-
-
-def _mean_with_ends(sets: Sequence[Scored], seed: int) -> tuple[float, float, float]:
-    rng = np.random.default_rng(seed)  # the same draws for every view and head: they hold the same images
-    drawn = np.mean([resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)) for one in sets], axis=0)
-    whole = np.mean([one.ap for one in sets])
-    return float(whole), *interval_of(drawn)
-
-
 def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
     rows = []
-    for row in [*document["finalists"], document["probe"]]:
+    for row in [*document["finalists"], *([document["probe"]] if document["probe"] else [])]:
         over = row["over_seeds"]
         ends = row["interval"] or ([over["low"], over["high"]] if over["low"] is not None else None)
         test = row["test_mean"]
@@ -332,7 +98,7 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
                 f"{row['config']['head']}, {row['config']['layer']}",
                 percent(row["search_score"]),
                 with_ends(row["mean"], ends),
-                "undefined" if test is None else _mean(test),
+                "undefined" if test is None else over_seeds(test),
                 str(row["num_collapsed"]),
             ]
         )
@@ -366,42 +132,11 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
             ],
         ),
     ]
-    if document["terms"]:
-        tables.append(
-            Table(
-                name="terms",
-                caption=f"What each term of {document['terms_of']} brings: with it minus without it, in points.",
-                columns=[
-                    "term",
-                    "switched off<",
-                    "it brings",
-                    "of the gain over the probe",
-                    "in mean test AP",
-                ],
-                rows=[
-                    [
-                        row["term"],
-                        ", ".join(f"{key} {value}" for key, value in row["off"].items()),
-                        "failed" if "failed" in row else signed(row["difference"], row["interval"]),
-                        "-" if row.get("share") is None else f"{100 * row['share']:.0f} %",
-                        "-"
-                        if row.get("test_difference") is None
-                        else _mean(row["test_difference"], signed=True),
-                    ]
-                    for row in document["terms"]
-                ],
-            )
-        )
     return Section(
         title="Finalists",
         text="The search's own scores are optimistic: the best of many was taken. Test AP is reported only.",
         tables=tables,
     )
-
-
-def _mean(interval: Mapping[str, Any], *, signed: bool = False) -> str:
-    text = f"{100 * interval['mean']:+.2f}" if signed else f"{100 * interval['mean']:.2f}"
-    return text if interval["high"] is None else f"{text} ± {100 * (interval['high'] - interval['mean']):.2f}"
 
 
 def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
@@ -576,27 +311,32 @@ def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
 
 
 def _recipe(
-    study_path: Path, spec: StudySpec, records: Sequence[TrialRecord], finalists: Mapping[str, Any] | None
+    store: FeatureStore | None,
+    spec: StudySpec,
+    records: Sequence[TrialRecord],
+    finalists: Mapping[str, Any] | None,
 ) -> Section:
-    store = FeatureStore(spec.store_path)
-    encoder = store.description["encoder"]
-    layers = ",".join(store.layers)
+    made_of, layers, facts = "ENCODER", "LAYERS", [["store", spec.store_fingerprint]]
+    if store:
+        encoder = store.description["encoder"]
+        made_of, layers = encoder["name"], ",".join(store.layers)
+        facts += [
+            ["index, sha256", store.description["index_sha256"]],
+            [
+                "encoder",
+                f"{made_of}, weights {encoder['weights_sha256']}" if "weights_sha256" in encoder else "?",
+            ],
+            ["preprocessing", str(store.description["preprocessing"])],
+            ["images", str(store.description["num_stored"])],
+        ]
     code = [
-        f"causal-tune extract INDEX --encoder {encoder['name']} --layers {layers}",
+        f"causal-tune extract INDEX --encoder {made_of} --layers {layers}",
         spec.command(f"stores/{spec.store_fingerprint}", len(records)),
         *([finalists["command"]] if finalists else []),
         f"causal-tune report {spec.name} -o DIR",
     ]
     spent = sum(record.timings.get("trial_s", 0.0) for record in records)
-    facts = [
-        ["store", spec.store_fingerprint],
-        ["index, sha256", store.description["index_sha256"]],
-        [
-            "encoder",
-            f"{encoder['name']}, weights {encoder['weights_sha256']}" if "weights_sha256" in encoder else "?",
-        ],
-        ["preprocessing", str(store.description["preprocessing"])],
-        ["images", str(store.description["num_stored"])],
+    facts += [
         ["search space, sha256", spec.space_sha256],
         ["seed of the study", str(spec.seed)],
         ["time of all trials", f"{spent:.0f} s"],
@@ -604,7 +344,12 @@ def _recipe(
     ]
     return Section(
         title="Making it again",
-        text="The commands in order; INDEX is the index whose hash stands below.",
+        text="The commands in order; "
+        + (
+            "INDEX is the index whose hash stands below."
+            if store
+            else "the store, which is gone, would say of what it was made."
+        ),
         code="\n".join(code),
         tables=[
             Table(

@@ -27,9 +27,15 @@ from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import StudySpec
 
 __all__ = [
+    "BLUE",
+    "COLOURS",
+    "GREY",
+    "ORANGE",
+    "STYLE",
     "Drawing",
     "agreement",
     "calibration",
+    "drawing",
     "heat_map",
     "history",
     "importance",
@@ -42,8 +48,8 @@ __all__ = [
 
 # Okabe and Ito: told apart by colour-blind people, and as greys
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#808890"
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")
-_STYLE = {
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")
+STYLE = {
     "svg.hashsalt": "causal-tune",
     "svg.fonttype": "none",  # text stays text
     "font.family": "sans-serif",
@@ -71,7 +77,8 @@ class Drawing:
     """A row a point."""
 
 
-def _drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
+def drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
+    """The SVG of a figure, with its points as `rows`."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     svg = text.getvalue()
@@ -81,12 +88,10 @@ def _drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
 def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
     """The criterion of every trial, the best so far, and the linear probe that was tried first."""
     points = [(record, score(record, spec.criterion, spec.roles)) for record in records]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 3))
         axes = figure.subplots()
-        for head, colour in zip(
-            sorted({record.config["head"] for record in records}), _COLOURS, strict=False
-        ):
+        for head, colour in zip(sorted({record.config["head"] for record in records}), COLOURS, strict=False):
             mine = [
                 (one.number, 100 * v) for one, v in points if v is not None and one.config["head"] == head
             ]
@@ -104,7 +109,7 @@ def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{spec.criterion}, %")
         axes.legend(loc="lower right", fontsize=8, ncols=2)
-        return _drawing(
+        return drawing(
             figure,
             [
                 {"trial": one.number, "head": one.config["head"], spec.criterion: value}
@@ -115,7 +120,7 @@ def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
 
 def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
     """The criterion against the mean AP of the test generators, a point a trial: does it choose what generalises?"""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.4))
         axes = figure.subplots()
         rows = [
@@ -133,7 +138,7 @@ def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
                 axes.plot(
                     *zip(*pairs, strict=True),
                     markers[place % len(markers)],
-                    color=_COLOURS[place % len(_COLOURS)],
+                    color=COLOURS[place % len(COLOURS)],
                     markersize=4,
                     alpha=0.8,
                     label=layer,
@@ -141,7 +146,7 @@ def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
         axes.set_xlabel(f"{spec.criterion}, %")
         axes.set_ylabel("mean test AP, % (never chooses)")
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) -> Drawing:
@@ -151,7 +156,7 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
     values: list[list[Any]] = [
         [record.generators.get(name, {}).get("ap") for name in names] for record in top
     ]
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.6 + 0.9 * len(names), 0.8 + 0.3 * len(top)))
         axes = figure.subplots()
         numbers = [[100 * value if value is not None else float("nan") for value in row] for row in values]
@@ -171,7 +176,7 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         labels = [f"{one.number:03d} {one.config['head']} {one.config.get('layer', '')}" for one in top]
         axes.set_yticks(range(len(top)), labels)
-        return _drawing(
+        return drawing(
             figure,
             [
                 {"trial": record.number, "generator": name, "ap": value}
@@ -185,7 +190,7 @@ def roc(scored: Mapping[str, Scored]) -> Drawing:
     """The share of generated images found against that of real ones mistaken, for each set with both classes."""
     from sklearn.metrics import roc_curve
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.6))
         axes = figure.subplots()
         rows = []
@@ -201,12 +206,12 @@ def roc(scored: Mapping[str, Scored]) -> Drawing:
         axes.set_xlabel("real images called generated")
         axes.set_ylabel("generated images found")
         axes.legend(fontsize=8, loc="lower right")
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def calibration(scored: Scored, fitted: Platt) -> Drawing:
     """How often images of a probability are generated, before and after Platt scaling; larger dots are more of them."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 3.6))
         axes = figure.subplots()
         rows = []
@@ -216,12 +221,12 @@ def calibration(scored: Scored, fitted: Platt) -> Drawing:
             x, y = ([one[key] for one in bins] for key in ("probability", "generated"))
             axes.plot(x, y, **_line(place), label=name)
             sizes = [4 + 60 * math.sqrt(one["num"] / len(scored.labels)) for one in bins]
-            axes.scatter(x, y, s=sizes, color=_COLOURS[place], zorder=3)
+            axes.scatter(x, y, s=sizes, color=COLOURS[place], zorder=3)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.set_xlabel("mean probability of the bin")
         axes.set_ylabel("share that is generated")
         axes.legend(fontsize=8, loc="lower right")
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def mask(record: TrialRecord) -> Drawing:
@@ -233,7 +238,7 @@ def mask(record: TrialRecord) -> Drawing:
         "mask/entropy": "entropy",
         "mask/adversary_accuracy": "adversary's accuracy",
     }
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 3))
         axes = figure.subplots()
         epochs = [one["epoch"] for one in record.epochs]
@@ -248,7 +253,7 @@ def mask(record: TrialRecord) -> Drawing:
         axes.set_ylim(-0.02, 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _drawing(
+        return drawing(
             figure,
             [{"epoch": one["epoch"], **{key: one.get(key) for key in shown}} for one in record.epochs],
         )
@@ -272,7 +277,7 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
         }
         for kind in kinds
     }
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 3.2))
         rows = []
         every = figure.subplots(1, 2, sharey=True)
@@ -281,9 +286,7 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
                 x, *ends = zip(*curve, strict=True) if curve else ((),) * 4
                 mean, low, high = ([100 * value for value in values] for values in ends)
                 axes.plot(x, mean, **_line(place), marker="os"[place % 2], markersize=4, label=head)
-                axes.fill_between(
-                    x, low, high, color=_COLOURS[place % len(_COLOURS)], alpha=0.15, linewidth=0
-                )
+                axes.fill_between(x, low, high, color=COLOURS[place % len(COLOURS)], alpha=0.15, linewidth=0)
                 rows += [
                     {"head": head, "kind": kind, "amount": at, "ap": ap, "low": bottom, "high": top}
                     for at, ap, bottom, top in curve
@@ -292,12 +295,12 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
         every[0].invert_xaxis()  # worse to the right in both
         every[0].set_ylabel("mean AP, %")
         every[1].legend(fontsize=8)
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def importance(found: Sequence[Importance]) -> Drawing:
     """The share of every hyperparameter with its interval; grey where chance alone reaches it."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 0.7 + 0.28 * len(found)))
         axes = figure.subplots()
         for place, one in enumerate(found):
@@ -312,7 +315,7 @@ def importance(found: Sequence[Importance]) -> Drawing:
             {"name": one.name, "share": one.share, "low": one.low, "high": one.high, "p": one.p}
             for one in found
         ]
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[str]) -> Drawing:
@@ -328,7 +331,7 @@ def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[st
         for name in names
     }
     score_axis = _Axis([100 * value for _, value in scored], log=False)
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.2 + 1.05 * (len(names) + 1), 3.6))
         axes = figure.subplots()
         lines = [
@@ -366,7 +369,7 @@ def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[st
             }
             for point, (record, value) in zip(points, scored, strict=True)
         ]
-        return _drawing(figure, rows)
+        return drawing(figure, rows)
 
 
 def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -> Drawing | None:
@@ -384,7 +387,7 @@ def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -
     flat = [np.log(column) if logs[name] else column for name, column in ((x, xs), (y, ys))]
     if len({*zip(*flat, strict=True)}) < 4 or any(np.ptp(column) == 0 for column in flat):
         return None
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(5.0, 3.8))
         axes = figure.subplots()
         _scale(axes, logs[x], logs[y])
@@ -399,7 +402,7 @@ def landscape(spec: StudySpec, records: Sequence[TrialRecord], x: str, y: str) -
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         figure.colorbar(drawn, ax=axes, label=f"{spec.criterion}, %")
-        return _drawing(figure, [{x: a, y: b, "score": value} for a, b, value in points])
+        return drawing(figure, [{x: a, y: b, "score": value} for a, b, value in points])
 
 
 class _Axis:
@@ -456,7 +459,7 @@ def _text_or_number(value: Any) -> Any:
 
 def _line(place: int) -> dict[str, Any]:
     return {
-        "color": _COLOURS[place % len(_COLOURS)],
+        "color": COLOURS[place % len(COLOURS)],
         "linestyle": ("-", "--", "-.", ":")[place % 4],
         "linewidth": 1.5,
     }

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from causal_tune import __version__
 from causal_tune.atomic import atomic_path, write_text
-from causal_tune.report.content import Report, Section
 from causal_tune.report.figures import Drawing
+from causal_tune.report.section import Report, Section
+from causal_tune.report.tables import inline_html
 
 __all__ = ["html_page", "markdown_page", "write_report"]
 
@@ -31,6 +32,7 @@ th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px s
 th { vertical-align: bottom; } .text { text-align: left; }
 figure { margin: 1.4rem 0; } figure svg { max-width: 100%; height: auto; }
 pre { background: var(--card); padding: .8rem 1rem; overflow-x: auto; font-size: .85rem; }
+code { font-size: .9em; }
 footer { margin-top: 3rem; }
 @media print { body { max-width: none; font-size: 11px; } h2 { break-after: avoid; }
   table, figure { break-inside: avoid; } }
@@ -39,7 +41,7 @@ footer { margin-top: 3rem; }
 
 def html_page(report: Report) -> str:
     """One page that needs nothing beside itself; every text from outside is escaped."""
-    verdict = "".join(f"<p>{escape(line)}</p>" for line in report.verdict)
+    verdict = "".join(f"<p>{inline_html(line)}</p>" for line in report.verdict)
     body = "\n".join(map(_html_section, report.sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -52,12 +54,12 @@ def html_page(report: Report) -> str:
 
 def _html_section(section: Section) -> str:
     parts = [f"<section><h2>{escape(section.title)}</h2>"]
-    parts += [f"<p>{escape(part)}</p>" for part in section.text.split("\n\n") if part]
+    parts += [f"<p>{inline_html(part)}</p>" for part in section.text.split("\n\n") if part]
     if section.code:
         parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
     parts += [table.html() for table in section.tables]
     parts += [
-        f"<figure>{drawing.svg}<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figure>{drawing.svg}<figcaption>{inline_html(caption)}</figcaption></figure>"
         for caption, drawing in section.figures.values()
     ]
     return "\n".join([*parts, "</section>"])

@@ -2,11 +2,17 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
-__all__ = ["Table", "percent", "signed", "with_ends"]
+__all__ = ["Table", "inline_html", "over_seeds", "percent", "signed", "with_ends"]
+
+_CODE = re.compile(r"`([^`]+)`")
+_MINUS = re.compile(r"(?<![\w}-])-(?=\d)")
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -19,10 +25,42 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": "$<$",  # LaTeX's first font has other signs in these places
+    ">": "$>$",
+    "|": r"\textbar{}",
+    '"': "''",
     "±": r"$\pm$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
 }
+_PLAIN_LATEX = re.compile(r"[ -~À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")
+"""What pdfLaTeX knows without a package."""
+
+
+def inline_html(text: str) -> str:
+    """Text as HTML: escaped, with what stands between backticks as code.
+
+    >>> inline_html("`a < b` & c")
+    '<code>a &lt; b</code> &amp; c'
+    """
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def _latex(text: str) -> str:
+    r"""Text as LaTeX that every engine takes; letters that pdfLaTeX lacks are written by their number.
+
+    >>> print(_latex("50 % of `--degrade` is -1.0 中"))
+    50 \% of \texttt{-{}-degrade} is $-$1.0 [U+4E2D]
+    """
+
+    def plain(part: str) -> str:
+        signs = "".join(
+            _LATEX.get(sign, sign if _PLAIN_LATEX.match(sign) else f"[U+{ord(sign):04X}]") for sign in part
+        )
+        return _MINUS.sub("$-$", signs.replace("--", "-{}-"))  # two are an option's, and no dash
+
+    parts = map(plain, _CODE.split(" ".join(text.split())))
+    return "".join(rf"\texttt{{{part}}}" if place % 2 else part for place, part in enumerate(parts))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,18 +99,21 @@ class Table:
         return "\n".join([self.caption, "", line(self.titles), f"|{rule}|", *map(line, self.rows)])
 
     def latex(self) -> str:
-        """A `table` with a `tabular` of booktabs."""
+        """A `table` with a `tabular` of booktabs, made smaller (graphicx) where it is wider than the line."""
         places = "".join("l" if self._is_text(place) else "r" for place in range(len(self.columns)))
 
         def line(cells: Sequence[str]) -> str:
-            return " & ".join("".join(_LATEX.get(sign, sign) for sign in cell) for cell in cells) + r" \\"
+            text = " & ".join(map(_latex, cells)) + r" \\"
+            # LaTeX takes a bracket or star after the line before it for an option of that line's end
+            return "{}" * text.startswith(("[", "*")) + text
 
-        caption = "".join(_LATEX.get(sign, sign) for sign in self.caption)
+        caption = _latex(self.caption)
         body = "\n".join(map(line, self.rows))
+        fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
         return (
             "\\begin{table}\n\\centering\n\\caption{" + caption + "}\n\\label{tab:" + self.name + "}\n"
-            f"\\begin{{tabular}}{{{places}}}\n\\toprule\n{line(self.titles)}\n\\midrule\n{body}\n\\bottomrule\n"
-            "\\end{tabular}\n\\end{table}\n"
+            f"{fit}\n\\begin{{tabular}}{{{places}}}\n\\toprule\n{line(self.titles)}\n\\midrule\n{body}\n\\bottomrule\n"
+            "\\end{tabular}}\n\\end{table}\n"
         )
 
     def csv(self) -> str:
@@ -88,13 +129,13 @@ class Table:
 
         def cells(tag: str, values: Sequence[str]) -> str:
             return "".join(
-                f"<{tag}{' class=text' if self._is_text(place) else ''}>{escape(value)}</{tag}>"
+                f"<{tag}{' class=text' if self._is_text(place) else ''}>{inline_html(value)}</{tag}>"
                 for place, value in enumerate(values)
             )
 
         body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in self.rows)
         return (
-            f"<p class=caption id=tab-{escape(self.name)}>{escape(self.caption)}</p>\n"
+            f"<p class=caption id=tab-{escape(self.name)}>{inline_html(self.caption)}</p>\n"
             f"<div class=wide><table aria-labelledby=tab-{escape(self.name)}>\n"
             f"<thead><tr>{cells('th', self.titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         )
@@ -128,3 +169,15 @@ def signed(value: float, ends: Sequence[float] | None) -> str:
     """
     text = f"{100 * value:+.2f}"
     return text if ends is None else f"{text} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]"
+
+
+def over_seeds(interval: Mapping[str, Any], *, signed: bool = False) -> str:
+    """A mean over seeds in per cent, with half of its interval where there is one.
+
+    >>> over_seeds({"mean": 0.9, "high": 0.91}), over_seeds({"mean": 0.01, "high": None}, signed=True)
+    ('90.00 ± 1.00', '+1.00')
+    """
+    if not math.isfinite(interval["mean"]):
+        return "undefined"
+    text = f"{100 * interval['mean']:+.2f}" if signed else f"{100 * interval['mean']:.2f}"
+    return text if interval["high"] is None else f"{text} ± {100 * (interval['high'] - interval['mean']):.2f}"

@@ -15,8 +15,10 @@ from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_sco
 
 from causal_tune.errors import StudyError
 from causal_tune.ledger import Ledger
-from causal_tune.report.content import Report, Section, build
+from causal_tune.report.content import build
+from causal_tune.report.figures import Drawing
 from causal_tune.report.page import html_page, markdown_page
+from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table
 from causal_tune.selection import best, score
 from causal_tune.study.scores import VALIDATION, trial_scores
@@ -51,9 +53,22 @@ def test_every_text_is_escaped_in_every_form() -> None:
     report = Report(title=NASTY, verdict=[NASTY], sections=[Section(title=NASTY, text=NASTY, tables=[table])])
     assert "<b>" not in html_page(report)
     assert "| a<b>\\|_&% | 1 ± 2 |" in markdown_page(report)
-    assert r"a<b>|\_\&\% & 1 $\pm$ 2 \\" in table.latex()
+    assert r"a$<$b$>$\textbar{}\_\&\% & 1 $\pm$ 2 \\" in table.latex()
     assert table.latex().count("{") == table.latex().count("}")
     assert list(csv.reader(table.csv().splitlines()))[1] == [NASTY, "1 ± 2"]
+
+
+def test_what_stands_between_backticks_is_code_in_every_form() -> None:
+    text = "Run `a --b <c>`."
+    table = Table(name="t", caption=text, columns=["what"], rows=[[text]])
+    drawing = Drawing(svg="<svg/>", data=pa.table({}))
+    section = Section(title="T", text=text, tables=[table], figures={"f": (text, drawing)})
+    report = Report(title="T", verdict=[text], sections=[section])
+    page = html_page(report)
+    assert page.count("Run <code>a --b &lt;c&gt;</code>.") == 5
+    assert "`" not in page
+    assert markdown_page(report).count(text) == 5
+    assert table.latex().count(r"Run \texttt{a -{}-b $<$c$>$}.") == 2
 
 
 @pytest.mark.ray
@@ -65,10 +80,14 @@ def test_the_same_study_gives_the_same_bytes_and_needs_no_network(finished: Fini
     assert {"report.html", "report.md", "tables/generators.csv", "tables/generators.tex"} <= first.keys()
     page = first["report.html"].decode()
     assert "<svg" in page
+    assert "`" not in page
     assert not re.search(r"(?:src|[^:]href)=.?https?:|url\(.?http|<script", page)
     shown = re.findall(r"\]\((figures/[^)]+)\)", first["report.md"].decode())
     assert shown
     assert first.keys() >= set(shown)
+    assert {
+        f"figures/{name}.{form}" for name in ("features", "mask_dimensions") for form in ("svg", "arrow")
+    } <= (first.keys())
 
 
 @pytest.mark.ray
@@ -109,6 +128,80 @@ def test_the_numbers_are_those_of_other_libraries(finished: Finished, tmp_path: 
             other.labels, other.logits
         )
         assert number(row["AP, points"]) == pytest.approx(100 * difference, abs=0.0051)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_audit_of_the_images_is_told(finished: Finished, tmp_path: Path) -> None:
+    text = write(finished.study, tmp_path / "one", finished.workspace)["report.md"].decode()
+    found = json.loads(run_cli("audit", finished.index, "--train-generator", "alpha", "--json").stdout)
+    for one in found["findings"]:
+        if one["kind"] != "not_checked":  # the report has the features, too
+            assert one["what"] in text
+    counts = rows_of(tmp_path / "one" / "tables" / "images.csv")
+    assert [int(row["images"]) for row in counts if row["generator"] == "alpha"] == [60, 60]
+    assert {row["generator"] for row in rows_of(tmp_path / "one" / "tables" / "shortcuts.csv")} >= {
+        "alpha",
+        "all",
+    }
+    elsewhere = shutil.move(finished.index, tmp_path / "elsewhere.parquet")
+    try:
+        without = write(finished.study, tmp_path / "two", finished.workspace)["report.md"].decode()
+        assert "`causal-tune report small --index INDEX`" in without
+        named = run_cli("report", finished.study, "--index", elsewhere, "-o", tmp_path / "three", "--json")
+        assert named.exit_code == 0, named.output
+        assert (tmp_path / "three" / "report.md").read_text() == text
+    finally:
+        shutil.move(elsewhere, finished.index)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_its_features_a_study_is_told_from_its_ledger(finished: Finished, tmp_path: Path) -> None:
+    workspace = tmp_path / "runs"
+    shutil.copytree(finished.workspace / "studies", workspace / "studies")
+    study = workspace / "studies" / "small"
+    description = study / "study.json"
+    text = json.loads(description.read_text()) | {"store_path": str(tmp_path / "gone")}
+    description.write_text(json.dumps(text))
+    files = write(study, tmp_path / "report", workspace)
+    page = files["report.md"].decode()
+    assert "There is no feature store at" in page
+    assert "the map of E, Zc and Znc" in page
+    assert "figures/features.svg" not in files
+    spec, records = read_spec(study), Ledger(study / "trials").records()
+    winner = best(records, spec.criterion, spec.roles)
+    rows = {row["set"]: row for row in rows_of(tmp_path / "report" / "tables" / "generators.csv")}
+    assert rows.keys() == {VALIDATION, "beta", "gamma"}
+    assert number(rows["gamma"]["AP"]) == pytest.approx(100 * winner.generators["gamma"]["ap"], abs=0.051)
+    assert {"tables/trials.csv", "tables/criteria.csv", "figures/history.svg"} <= files.keys()
+    assert spec.store_fingerprint in page
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_where_the_probe_wins_the_mask_is_that_of_the_best_head_that_has_one(
+    finished: Finished, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "runs"
+    shutil.copytree(finished.workspace, workspace)
+    study = workspace / "studies" / "small"
+    ledger = Ledger(study / "trials")
+    probe = next(record for record in ledger.records() if record.mask is None)
+    beta = {**probe.generators["beta"], "ap": 1.0}
+    (ledger.path / f"{probe.id}.json").unlink()
+    ledger.add(replace(probe, generators={**probe.generators, "beta": beta}))
+    for record in ledger.records():
+        if record.mask is not None:
+            (ledger.path / f"{record.id}.json").unlink()
+            ledger.add(
+                replace(
+                    record, collapsed="ones", generators={**record.generators, "beta": {**beta, "ap": 0.5}}
+                )
+            )
+    text = write(study, tmp_path / "report", workspace)["report.md"].decode()
+    assert re.search(r"The recommended head has no mask: this is trial 0000\d-\w+, the best", text)
+    assert "It has collapsed to all ones" in text
 
 
 @pytest.mark.ray

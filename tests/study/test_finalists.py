@@ -186,6 +186,12 @@ def test_the_command_ends_in_a_verdict_and_again_in_the_same_bytes(searched):
     assert {row["term"] for row in document["terms"]} >= {"mask", "adversary", "hsic", "l1"} or (
         document.get("terms_of") is None
     )
+    assert run(workspace, "report", "small").exit_code == 0
+    terms = path / "report" / "tables" / "terms.csv"
+    assert terms.exists() == bool(document["terms"])
+    if document["terms"]:
+        told = [line.split(",")[0] for line in terms.read_text().splitlines()[1:]]
+        assert told == [row["term"] for row in document["terms"]]
     trials = sorted((workspace / "studies").glob("*/trials/0*.json"))
     again = run(workspace, *FINALISTS_COMMAND)
     assert again.exit_code == 0, again.output
