@@ -246,11 +246,11 @@ def _terms(spec: StudySpec, document: Mapping[str, Any]) -> Section:
         title="Ablation",
         text=f"Each term of {document['terms_of']} switched off alone, on the same {len(document['seeds'])} seeds and "
         f"the same images: {spec.criterion} with the term minus without it, in points. A term whose interval holds 0 "
-        "is not told from none. The intervals are not corrected for the number of terms.",
+        "may bring nothing. The intervals are not corrected for the number of terms.",
         tables=[
             Table(
                 name="terms",
-                caption=f"What each term of {document['terms_of']} brings, with 95 % intervals. Test AP chooses none.",
+                caption=f"What each term of {document['terms_of']} brings, with 95 % intervals; test AP chose nothing.",
                 columns=[
                     "term",
                     "switched off<",

@@ -43,13 +43,13 @@ def feature_map(parts: Parts) -> Drawing:
     names = parts.sets
     panels = parts.by_name
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(7.2, 7.2) if len(panels) > 1 else (7.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(5.6, 5.9) if len(panels) > 1 else (5.6, 3.2), layout="constrained")
         every = figure.subplots(*((2, 2) if len(panels) > 1 else (1, 2))).flatten()
         rows = []
         for axes, (name, values) in zip(every, panels.items(), strict=False):
             points = _placed(values)
             ap = _vote(parts, values).ap
-            axes.set_title(f"{_NAMES[name]}: AP by neighbours {percent(ap, 1)} %", fontsize=9)
+            axes.set_title(f"{_NAMES[name]}\nAP by neighbours {percent(ap, 1)} %", fontsize=9)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[["left", "bottom"]].set_visible(False)
@@ -75,7 +75,7 @@ def feature_map(parts: Parts) -> Drawing:
         ]
         legend = every[len(panels)]
         legend.axis("off")
-        legend.legend(handles=handles, loc="center", fontsize=8, ncols=1 + (len(names) > 12))
+        legend.legend(handles=handles, loc="center left", fontsize=8, ncols=1 + (len(names) > 12))
         for axes in every[len(panels) + 1 :]:
             axes.axis("off")
         return drawing(figure, rows)
@@ -187,7 +187,7 @@ def mask_by_dimension(mask: NDArray[np.float32], labels: NDArray[np.int64]) -> D
     real, generated = (mask[labels == label].mean(axis=0) for label in (0, 1))
     order = np.argsort(-mean, kind="stable")
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 3.2), layout="constrained")
+        figure = Figure(figsize=(6.4, 3), layout="constrained")
         ranked, classes = figure.subplots(1, 2, width_ratios=(1.5, 1))
         places = np.arange(1, len(mean) + 1)
         ranked.fill_between(
