@@ -102,7 +102,7 @@ def _placed(values: NDArray[np.float32]) -> Points | None:
     spread = float(values.std(axis=0).max())
     if spread < 1e-6:
         return None
-    # sums over threads come in any order, and t-SNE makes a last digit a picture
+    # the number of threads changes the order of sums, and t-SNE makes of a last digit another picture
     with threadpool_limits(limits=1):
         found: Points = TSNE(
             init="pca", perplexity=min(_PERPLEXITY, (len(values) - 1) / 3), random_state=0

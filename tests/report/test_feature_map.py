@@ -7,6 +7,8 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from causal_tune.report.feature_map import (
+    MOST_IMAGES,
+    _placed,
     feature_map,
     mask_by_dimension,
     mask_table,
@@ -70,17 +72,26 @@ def test_votes_are_those_of_scikit_learn() -> None:
     assert cell == pytest.approx(100 * average_precision_score(labels, found), abs=0.051)
 
 
-def test_the_map_is_the_same_every_time_on_any_number_of_threads() -> None:
+def test_the_map_is_the_same_every_time_and_has_every_image_in_every_part() -> None:
     parts = planted(shared=True)
-    first = feature_map(parts)
-    with threadpool_limits(limits=2):
-        second = feature_map(parts)
+    first, second = feature_map(parts), feature_map(parts)
     assert first.svg == second.svg
     assert first.data.equals(second.data)
     assert first.data.num_rows == 3 * len(parts.labels)
     for name in ("all features, E", "causal part, Zc", "non-causal part, Znc"):
         assert f">{name}<" in first.svg
     assert first.svg.count("AP by neighbours 100.0 %") == 2  # of E and Zc, and not of Znc
+
+
+@pytest.mark.slow
+def test_a_map_of_full_size_does_not_depend_on_the_threads_that_there_are() -> None:
+    values = np.random.default_rng(0).normal(size=(MOST_IMAGES, 512)).astype(np.float32)
+    values[: MOST_IMAGES // 2] += 0.3
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(limits=threads):
+            found.append(_placed(values))
+    np.testing.assert_array_equal(*found)
 
 
 def test_near_images_stay_near_on_the_map() -> None:
