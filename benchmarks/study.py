@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +131,9 @@ class Timed:
 
     def log_trial(self, record: TrialRecord, roles: Roles) -> None:
         self._timed(self.tracker.log_trial, record, roles)
+
+    def watched(self) -> AbstractContextManager[None]:
+        return self.tracker.watched()
 
     def finish(self, best: TrialRecord | None) -> None:
         self._timed(self.tracker.finish, best)

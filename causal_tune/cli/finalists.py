@@ -75,6 +75,7 @@ def run_finalists(
             test_generators=spec.test_generators,
             criterion=spec.criterion,
             seed=spec.seed,
+            figures=False,  # the report of the study that they belong to has them
             **running,
         )[0]
 

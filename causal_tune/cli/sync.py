@@ -1,9 +1,11 @@
 """`sync`: deliver to MLflow what it lacks of a study."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
+from causal_tune.cli.figures import study_figures
 from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
 from causal_tune.ledger import Ledger
 from causal_tune.study.spec import read_spec
@@ -18,11 +20,13 @@ __all__ = ["sync_command"]
 @workspace_option
 @json_option
 def sync_command(study: str, tracking_uri: str | None, workspace: Path, as_json: bool) -> None:
-    """Deliver the trials of STUDY (a name, or a folder) that MLflow lacks, from the ledger; each once."""
+    """Deliver what MLflow lacks of STUDY (a name, or a folder): trials, from the ledger, and figures; each once."""
     path = under_workspace(workspace, "studies", study)
     spec = read_spec(path)
     records = Ledger(path / "trials").records()
-    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
+    tracker = Tracker(
+        tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=partial(study_figures, path)
+    )
     num_delivered = tracker.deliver(records)
 
     def show() -> None:

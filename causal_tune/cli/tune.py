@@ -1,11 +1,13 @@
 """`tune`: create, continue or extend a study."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from causal_tune.cli.figures import study_figures
 from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -136,10 +138,12 @@ def run_tune(
     max_concurrent: int | None = None,
     tracking_uri: str | None = None,
     address: str | None = None,
+    figures: bool = True,
     **settings: Any,
 ) -> tuple[StudyResult, str]:
     """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI.
 
+    With `figures` MLflow gets those of its report.
     `settings` are the rest of `make_spec`: sampler, pruner, grace_steps, objectives, layers.
     """
     spec = make_spec(
@@ -155,8 +159,11 @@ def run_tune(
         max_concurrent=max_concurrent,
         **settings,
     )
+    path = study_path(workspace, study)
     tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
-    before = rank(Ledger(study_path(workspace, study) / "trials").records(), spec.criterion, spec.roles)
+    if figures:
+        tracker.draw = partial(study_figures, path)
+    before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
     num_failed = 0
     with progress_bar(f"Study {study}", trials, "trials") as bar:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -55,6 +55,9 @@ class Tracker(Protocol):
 
     def log_trial(self, record: TrialRecord, roles: Roles) -> None:
         """Deliver one trial."""
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Entered while trials run; after `start`."""
 
     def finish(self, best: TrialRecord | None) -> None:
         """The study has ended, with this winner."""
@@ -174,7 +177,8 @@ class _Run:
                 "warning", message=f"{JOURNAL} cannot be written: {error}. The study does not need it."
             )
         if any(number not in self.records for number in range(self.num_trials)):
-            with connected(ray_address), _stop_signals():
+            watched = self.tracker.watched() if self.tracker else nullcontext()
+            with connected(ray_address), _stop_signals(), watched:
                 try:
                     self._search(work)
                 except KeyboardInterrupt:

@@ -1,7 +1,5 @@
 """The page in a headless Chromium."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,6 @@ from causal_tune.detector import load_detector
 from causal_tune.serving.limits import Limits
 from causal_tune.serving.page import Page
 from tests.serving.conftest import DETECTOR, MAX_IMAGES, Server, png
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("there is no Chromium on this machine")
-    with api.sync_playwright() as playwright:
-        # its sandbox does not start for root
-        options = ["--disable-gpu", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        launched = playwright.chromium.launch(executable_path=program, args=options)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A study in MLflow: one parent run, one nested run a trial. The only module that knows mlflow.
+"""The runs of a study on a tracking server or in a database.
 
 The driver writes, from ledger records, so that workers need no tracking server. Runs are keyed by the
 ids of the trials: what is delivered already is not delivered again, and what is missing can be at any
@@ -7,23 +7,32 @@ time (`Tracker.sync`).
 
 import json
 import logging
-import math
 import os
-import re
 import shutil
 import sys
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from causal_tune.errors import TrackingError
 from causal_tune.ledger import TrialRecord
-from causal_tune.selection import CRITERIA, Roles, rank, score
+from causal_tune.selection import Roles, rank
 from causal_tune.study.spec import StudySpec
+from causal_tune.tracking.content import (
+    FIGURES,
+    Figures,
+    gallery,
+    gallery_of,
+    metrics_of,
+    run_name,
+    study_page,
+    version_tags,
+)
+from causal_tune.tracking.machine import Machine
 
 __all__ = ["EXPERIMENT", "Tracker", "default_uri", "quieten_mlflow"]
 
@@ -33,9 +42,10 @@ EXPERIMENT = "causal-tune"
 # instead of traces. Newer pages take the same wish from the address (`Tracker.ui_path`).
 _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 _PARENT = "mlflow.parentRunId"
-_COMMIT = "mlflow.source.git.commit"
+_PAGE = "mlflow.note.content"
 _STUDY = "causal_tune.study_uid"
 _TRIAL = "causal_tune.trial_id"
+_FIGURES_OF = "causal_tune.figures_of"
 _REGISTERED = "causal_tune.kind"
 _CHAMPION = "champion"
 
@@ -56,17 +66,29 @@ class Tracker:
     """A study's runs on one tracking server or in one database.
 
     Call `start` before the others. Every method raises `TrackingError` where MLflow refuses or cannot
-    be reached; nothing is lost by that, since `sync` delivers from the ledger.
+    be reached; no trial is lost by that, since `sync` delivers from the ledger. `draw` gives the study's figures once
+    it has ended, or None where they would be those whose `Figures.of` it is given.
     """
 
-    def __init__(self, uri: str, experiment: str, spec: StudySpec) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        spec: StudySpec,
+        *,
+        draw: Callable[[str], Figures | None] = lambda shown: None,
+    ) -> None:
         self.uri = uri
         self.experiment = experiment
         self.spec = spec
+        self.draw = draw
         self.parent_run_id = ""
         self.experiment_id = ""
         self._client: Any = None
         self._runs: dict[str, tuple[str, bool]] = {}  # trial id -> run id, whether it is complete
+        self._began_ms = self._ended_ms = 0
+        self._gallery, self._figures_of = "", ""
+        self._machine = Machine()
 
     def start(self) -> None:
         """Find or create the experiment and the study's parent run, and learn what is delivered.
@@ -90,16 +112,17 @@ class Tracker:
     def log_trial(self, record: TrialRecord, roles: Roles) -> None:
         """Deliver a trial, unless it is delivered already."""
         run_id, complete = self._runs.get(record.id, ("", False))
+        ended_ms = int(record.ended_at * 1000)
+        self._ended_ms = max(self._ended_ms, ended_ms)
         if complete:
             return
         from mlflow.entities import Metric, Param, RunTag
 
-        ended_ms = int(record.ended_at * 1000)
         began_ms = ended_ms - int(1000 * record.timings.get("trial_s", 0.0))
         tags = self._trial_tags(record)
         metrics = [
             Metric(name, value, ended_ms, step)  # a fixed time: the same metric twice is one metric
-            for name, value, step in _metrics(record, roles)
+            for name, value, step in metrics_of(record, roles)
         ]
         params = [Param(key, str(value)) for key, value in sorted(record.config.items())]
         with self._refusals():
@@ -107,7 +130,7 @@ class Tracker:
                 run = self._client.create_run(
                     self.experiment_id,
                     start_time=began_ms,
-                    run_name=_run_name(record),
+                    run_name=run_name(record),
                     tags={_PARENT: self.parent_run_id, _TRIAL: record.id},
                 )
                 run_id = run.info.run_id
@@ -119,18 +142,23 @@ class Tracker:
                 params=params[:_MAX_PARAMS],
                 tags=[RunTag(key, value) for key, value in tags.items()],
             )
-            for start in range(len(first), len(metrics), _MAX_METRICS):
-                self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+            self._log(run_id, metrics[len(first) :])
             status = {"finished": "FINISHED", "failed": "FAILED"}.get(record.state, "KILLED")
             self._client.set_terminated(run_id, status=status, end_time=ended_ms)
-        self._runs[record.id] = (run_id, True)
+            self._runs[record.id] = (run_id, True)
+            self._log_machine()
+
+    def watched(self) -> AbstractContextManager[None]:
+        """Within it, what the machine does is sampled; it is delivered with the trials, and by `finish`."""
+        return self._machine.watched(self.parent_run_id, self.uri)
 
     def sync(self, records: Iterable[TrialRecord]) -> int:
         """Deliver the trials that MLflow lacks; how many those were."""
-        missing = [record for record in records if not self._runs.get(record.id, ("", False))[1]]
-        for record in missing:
+        num_delivered = 0
+        for record in records:
+            num_delivered += not self._runs.get(record.id, ("", False))[1]
             self.log_trial(record, self.spec.roles)
-        return len(missing)
+        return num_delivered
 
     def deliver(self, records: Sequence[TrialRecord]) -> int:
         """`start`, `sync` and `finish` in one, for a study that does not run; how many trials were missing."""
@@ -141,25 +169,37 @@ class Tracker:
         return num_delivered
 
     def finish(self, best: TrialRecord | None) -> None:
-        """End the parent run, with the winner's hyperparameters and metrics on it."""
+        """End the parent run, with the winner's hyperparameters and metrics on it, and the study's figures."""
         from mlflow.entities import Metric, RunTag
 
+        figures = self.draw(self._figures_of) if best is not None else None
         with self._refusals():
-            self._client.set_tag(self.parent_run_id, "mlflow.note.content", _description(self.spec, best))
+            tags: dict[str, str] = {}
+            best_run = ""
+            if figures is not None:
+                for name, (_, svg) in figures.drawn.items():
+                    self._client.log_text(self.parent_run_id, svg, f"{FIGURES}/{name}.svg")
+                self._gallery = gallery(self.parent_run_id, figures)
+                self._figures_of = tags[_FIGURES_OF] = figures.of
             if best is not None:
                 ended_ms = int(best.ended_at * 1000)
-                tags = {"causal_tune.best_trial": best.id, "causal_tune.best_run": self._runs[best.id][0]}
+                run_id = self._runs[best.id][0]
+                best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}"
+                tags |= {"causal_tune.best_trial": best.id, "causal_tune.best_run": run_id}
                 for key in sorted(self.spec.space["distributions"]):
                     tags[f"best.{key}"] = str(best.config[key])
-                self._client.log_batch(
+                self._log(
                     self.parent_run_id,
-                    metrics=[
+                    [
                         Metric(f"best/{name}", value, ended_ms, best.number)
-                        for name, value, step in _metrics(best, self.spec.roles, epochs=False)
+                        for name, value, step in metrics_of(best, self.spec.roles, epochs=False)
                     ],
-                    tags=[RunTag(key, value) for key, value in tags.items()],
                 )
-            self._client.set_terminated(self.parent_run_id)
+            tags[_PAGE] = study_page(self.spec, best, best_run, self._gallery)
+            self._client.log_batch(self.parent_run_id, tags=[RunTag(*tag) for tag in tags.items()])
+            self._log_machine()
+            # not when it was delivered, which may be days later
+            self._client.set_terminated(self.parent_run_id, end_time=max(self._began_ms, self._ended_ms))
 
     def check_registrable(self, name: str) -> bool:
         """Whether the registered model `name` is there already; `TrackingError` where something else made it."""
@@ -233,7 +273,7 @@ class Tracker:
             tags["reason"] = record.reason[:4000]
         if record.checkpoint_sha256:
             tags["checkpoint_sha256"] = record.checkpoint_sha256
-        return {f"causal_tune.{key}": value for key, value in tags.items()} | _version_tags(record.versions)
+        return {f"causal_tune.{key}": value for key, value in tags.items()} | version_tags(record.versions)
 
     def _dataset(self) -> Any:
         """The feature store as MLflow's dataset: its fingerprint is the digest."""
@@ -286,6 +326,9 @@ class Tracker:
         for run in self._search(f"tags.`{_STUDY}` = '{self.spec.uid}'"):
             if run.info.status != "RUNNING":
                 self._client.update_run(run.info.run_id, status="RUNNING")
+            self._gallery = gallery_of(run.data.tags.get(_PAGE, ""))
+            self._figures_of = run.data.tags.get(_FIGURES_OF, "")
+            self._began_ms = run.info.start_time
             return str(run.info.run_id)
         from mlflow.entities import Param
 
@@ -294,14 +337,32 @@ class Tracker:
             "causal_tune.study": self.spec.name,
             "causal_tune.criterion": self.spec.criterion,
             "causal_tune.store_fingerprint": self.spec.store_fingerprint,
-            "mlflow.note.content": _description(self.spec, None),
-            **_version_tags(self.spec.versions),
+            _PAGE: study_page(self.spec, None),
+            **version_tags(self.spec.versions),
         }
         run = self._client.create_run(self.experiment_id, run_name=self.spec.name, tags=tags)
-        spec = {key: value for key, value in self.spec.to_json().items() if key != "space"}
+        self._began_ms = run.info.start_time
+        told_otherwise = ("space", "versions")  # the one too long, the other a tag
+        spec = {key: value for key, value in self.spec.to_json().items() if key not in told_otherwise}
         params = [Param(f"study.{key}", str(value)) for key, value in sorted(spec.items())]
         self._client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
+
+    def _log(self, run_id: str, metrics: Sequence[Any]) -> None:
+        for start in range(0, len(metrics), _MAX_METRICS):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
+
+    def _log_machine(self) -> None:
+        from mlflow.entities import Metric
+
+        samples = list(self._machine.samples)
+        metrics = []
+        for at_s, values in samples:
+            at_ms = int(1000 * at_s)
+            step = max(0, at_ms - self._began_ms) // 1000  # seconds: a study that is continued goes on
+            metrics += [Metric(f"system/{name}", value, at_ms, step) for name, value in values.items()]
+        self._log(self.parent_run_id, metrics)
+        del self._machine.samples[: len(samples)]  # only now: what was refused is delivered later
 
     def _search(self, condition: str) -> Iterator[Any]:
         token = None
@@ -351,106 +412,3 @@ def _connect(uri: str) -> Any:
             f"{uri!r} cannot be used for tracking: {' '.join(str(error).split())[:400]}. Use "
             "sqlite:///PATH or the address of a server."
         ) from error
-
-
-def _run_name(record: TrialRecord) -> str:
-    """What a human tells runs apart by: `007 causal cls@7`."""
-    return f"{record.number:03d} {record.config.get('head')} {record.config.get('layer', '')}".rstrip()
-
-
-def _version_tags(versions: Mapping[str, str]) -> dict[str, str]:
-    """What made a number, under the names that MLflow's pages know: the commit and the versions of libraries."""
-    libraries = {name: version for name, version in versions.items() if name != "commit"}
-    tags = {"causal_tune.versions": ", ".join(f"{name} {version}" for name, version in libraries.items())}
-    return tags | ({_COMMIT: versions["commit"]} if "commit" in versions else {})
-
-
-def _description(spec: StudySpec, best: TrialRecord | None) -> str:
-    """The parent run's page, in Markdown: the question, the roles, the criterion, the winner, the command."""
-    roles = {
-        "trained on": spec.train_generators,
-        "chosen by": spec.val_generators,
-        "judged on": spec.test_generators,
-    }
-    lines = [spec.space["question"].strip(), "", "| role | generators |", "|---|---|"]
-    lines += [f"| {role} | {', '.join(names) or '-'} |" for role, names in roles.items()]
-    lines += ["", f"Criterion `{spec.criterion}`: {CRITERIA[spec.criterion].summary}."]
-    if best is not None:
-        value = score(best, spec.criterion, spec.roles)
-        test = score(best, "oracle", spec.roles) if spec.test_generators else None
-        settings = ", ".join(
-            f"{key} {_short(best.config.get(key))}" for key in sorted(spec.space["distributions"])
-        )
-        lines += [
-            "",
-            f"**Best of the search: trial {best.id}** ({best.config['head']}, layer "
-            f"`{best.config.get('layer', 'proj')}`), "
-            f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}. "
-            f"`causal-tune finalists {spec.name}` says how sure that is.",
-            "",
-            settings + ".",
-        ]
-    command = spec.command(spec.store_path, "N")
-    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {command}"]
-    return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "undefined" if value is None else f"{100 * value:.2f} %"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _metrics(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Iterator[tuple[str, float, int]]:
-    """Name, value and step of everything to be logged: per epoch first, then the results."""
-    best_epoch = record.best_epoch or 0
-    if epochs:
-        for epoch in record.epochs:
-            step = int(epoch["epoch"])
-            yield from (
-                (name, value, step) for name, value in _numbers(epoch) if name not in ("epoch", "kept")
-            )
-    if not record.finished:
-        return
-    folders = {
-        **dict.fromkeys(roles.test_generators, "test"),
-        **dict.fromkeys(roles.train_generators, "seen"),
-        **dict.fromkeys(roles.val_generators, "val_generators"),
-    }
-    for generator, metrics in record.generators.items():
-        folder = folders.get(generator, "other")
-        for name, value in _numbers(metrics):
-            if name in ("ap", "accuracy", "accuracy_val_threshold", "loss"):
-                yield f"{folder}/{_plain(generator)}/{name}", value, best_epoch
-    # `validation/` and `mask/` are curves, whose last point is not the kept epoch's
-    for name, value in _numbers(record.validation):
-        if name in ("ap", "accuracy", "loss"):
-            yield f"best_validation/{name}", value, best_epoch
-    for view, metrics in record.perturbed.items():
-        for name, value in _numbers(metrics):
-            if name in ("ap", "accuracy"):
-                yield f"perturbed_validation/{_plain(view)}/{name}", value, best_epoch
-    for name, value in _numbers(record.mask or {}):
-        yield f"best_mask/{name}", value, best_epoch
-    for name, criterion in CRITERIA.items():
-        if criterion.skips_collapsed:
-            continue  # the same number as the plain criterion, or none
-        judged = score(record, name, roles)
-        if judged is not None:
-            yield f"criterion/{name}", judged, best_epoch
-    yield "best_epoch", float(best_epoch), best_epoch
-    yield "steps", float(record.steps), best_epoch
-    yield from ((f"time/{name}", value, best_epoch) for name, value in _numbers(record.timings))
-
-
-def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            yield _plain(name, keep="/"), float(value)
-
-
-def _plain(name: str, keep: str = "") -> str:
-    # MLflow takes letters, digits and a few signs; a slash would open a folder
-    return re.sub(rf"[^\w. {keep}-]", "_", name)

@@ -1,11 +1,7 @@
-import dataclasses
-import os
 import shlex
 import socket
-import subprocess
-import sys
+import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -13,60 +9,11 @@ import pytest
 
 from causal_tune.cli import main
 from causal_tune.errors import TrackingError
-from causal_tune.ledger import TrialRecord, trial_id
-from causal_tune.selection import Roles
-from causal_tune.study.space import load_space
-from causal_tune.study.spec import StudySpec
-from causal_tune.tracking import Tracker, default_uri
+from causal_tune.tracking import Figures, Tracker, default_uri
+from tests.tracking.server import mlflow_server
+from tests.tracking.studies import ROLES, make_record, make_spec
 
-ROLES = Roles(train_generators=("latent",), val_generators=("cycle gan+",), test_generators=("progan",))
-
-
-def make_spec(**changes):
-    space = load_space("sd14")
-    values = {
-        "name": "tiny",
-        "uid": "u1",
-        "store_path": "/store",
-        "store_fingerprint": "f00d",
-        "space_name": space.name,
-        "space_sha256": space.sha256,
-        "space": space.to_json(),
-        **dataclasses.asdict(ROLES),
-        "criterion": "val_generators",
-        "seed": 0,
-        "max_concurrent": 2,
-        "window": 4,
-        "versions": {"python": "3"},
-    }
-    return StudySpec(**{**values, **changes})
-
-
-def make_record(number, *, num_epochs=3, **changes):
-    config = {**load_space("sd14").defaults, "head": "causal", "seed": number}
-
-    def metrics(ap):
-        return {"ap": ap, "accuracy": 0.75, "loss": 0.5, "num_real": 10, "num_generated": 10}
-
-    values = {
-        "number": number,
-        "id": trial_id(number, config),
-        "state": "finished",
-        "config": config,
-        "seed": number,
-        "epochs": [
-            {"epoch": epoch, "validation/ap": 0.5 + epoch / 1000, "mask/mean": 0.3, "loss/total": 1 / epoch}
-            for epoch in range(1, num_epochs + 1)
-        ],
-        "best_epoch": 2,
-        "validation": metrics(0.9),
-        "generators": {"cycle gan+": metrics(0.6 + number / 100), "progan": metrics(0.4)},
-        "mask": {"mean": 0.25},
-        "steps": 300,
-        "timings": {"trial_s": 2.0},
-        "ended_at": 1_700_000_000.0 + number,
-    }
-    return TrialRecord(**{**values, **changes})
+FIGURES = Figures(of="1", drawn={"history": ("In *their* order.", "<svg>1</svg>")})
 
 
 def runs_of(tracker):
@@ -75,6 +22,16 @@ def runs_of(tracker):
     ids = [run.data.tags.get("causal_tune.trial_id", "") for run in runs]
     assert len(ids) == len(set(ids)), "a trial has two runs"
     return dict(zip(ids, runs, strict=True))
+
+
+def figures_of(tracker):
+    """The texts of the figures on the parent run."""
+    folder = Path(tracker._client.download_artifacts(tracker.parent_run_id, "figures"))
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def page_of(tracker):
+    return tracker._client.get_run(tracker.parent_run_id).data.tags["mlflow.note.content"]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +90,7 @@ def test_runs_name_the_store_the_commit_and_the_versions(tracker, database, expe
     assert runs[record.id].data.tags["mlflow.source.git.commit"] == "c0ffee"
     assert runs[record.id].data.tags["causal_tune.versions"] == "python 3.11, torch 2"
     assert runs[""].data.tags["causal_tune.versions"] == "python 3"
+    assert not [key for key, value in runs[""].data.params.items() if "python" in key + value]  # told once
     assert "mlflow.source.git.commit" not in runs[""].data.tags
 
 
@@ -243,33 +201,14 @@ def test_a_server_that_never_answers_is_told_within_ten_seconds():
 
 @pytest.mark.journey
 def test_a_real_server_takes_a_study_and_its_loss_is_told(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", default_uri(tmp_path), "--artifacts-destination", str(tmp_path / "a")]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    uri = f"http://127.0.0.1:{port}"
-    tracker = Tracker(uri, "causal-tune", make_spec())
-    try:
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.3)
+    with mlflow_server(tmp_path) as uri:
+        tracker = Tracker(uri, "causal-tune", make_spec(), draw=lambda shown: FIGURES)
         tracker.start()
-        assert tracker.sync([make_record(0), make_record(1, num_epochs=500)]) == 2
+        records = [make_record(0), make_record(1, num_epochs=500)]
+        assert tracker.sync(records) == 2
         assert len(runs_of(tracker)) == 3
-    finally:
-        os.killpg(server.pid, 9)  # with its workers; a group of its own
-        server.wait()
+        tracker.finish(records[1])
+        assert figures_of(tracker) == {"history.svg": "<svg>1</svg>"}
     started = time.monotonic()
     with pytest.raises(TrackingError, match="delivers what is missing"):
         tracker.log_trial(make_record(2), ROLES)
@@ -283,14 +222,15 @@ def test_the_parent_run_says_what_the_study_is_and_how_it_is_made_again(database
     assert tracker.sync(records) == 3
     tracker.finish(records[2])
     parent = tracker._client.get_run(tracker.parent_run_id)
-    text = parent.data.tags["mlflow.note.content"]
+    text = page_of(tracker)
+    assert text.startswith("**Best of the search")  # the rest is folded
     assert tracker.spec.space["question"].strip() in text
-    assert f"trial {records[2].id}" in text
+    best_run = parent.data.tags["causal_tune.best_run"]
+    assert f"[trial {records[2].id}](#/experiments/{tracker.experiment_id}/runs/{best_run})" in text
     assert "| chosen by | cycle gan+ |" in text
     assert "--val-generators 'cycle gan+'" in text
-    line = next(line for line in text.splitlines() if line.startswith("    causal-tune tune"))
     command = main.get_command(None, "tune")
-    words = shlex.split(line)[2:]
+    words = shlex.split(text[text.index("    causal-tune tune") :])[2:]
     assert {word for word in words if word.startswith("--")} <= {
         option for parameter in command.params for option in parameter.opts
     }
@@ -306,3 +246,100 @@ def test_a_pruned_trial_is_no_failure(database):
     run = runs_of(tracker)[record.id]
     assert run.info.status == "KILLED"
     assert run.data.tags["causal_tune.state"] == "pruned"
+
+
+def test_the_figures_are_artifacts_and_on_the_page(database):
+    tracker = Tracker(database, "figures", make_spec(uid="figures"), draw=lambda shown: FIGURES)
+    tracker.deliver([make_record(0)])
+    assert figures_of(tracker) == {"history.svg": "<svg>1</svg>"}
+    address = f"(get-artifact?path=figures%2Fhistory.svg&run_uuid={tracker.parent_run_id})"
+    assert f"In *their* order.\n\n![figures/history.svg]{address}" in page_of(tracker)
+
+
+def test_figures_are_drawn_again_only_where_they_are_others(database):
+    asked = []
+
+    def draw(shown):
+        asked.append(shown)
+        return None if shown == "1" else FIGURES
+
+    def deliver(draw):
+        tracker = Tracker(database, "drawn once", make_spec(uid="once"), draw=draw)
+        tracker.deliver([make_record(0)])
+        return page_of(tracker)
+
+    first, second = deliver(draw), deliver(draw)
+    assert asked == ["", "1"]
+    assert first == second
+    # an export, which draws nothing, leaves them where they are
+    assert page_of_export(database) == first
+    later = Figures(of="2", drawn={"history": ("Later.", "<svg>2</svg>")})
+    assert "Later." in deliver(lambda shown: later)
+
+
+def page_of_export(database):
+    tracker = Tracker(database, "drawn once", make_spec(uid="once"))
+    tracker.deliver([make_record(0)])
+    return page_of(tracker)
+
+
+def test_a_study_without_a_winner_has_no_figures(database):
+    def draw(shown):
+        raise AssertionError("there is nothing to draw")
+
+    tracker = Tracker(database, "no figures", make_spec(uid="none"), draw=draw)
+    tracker.deliver([make_record(0, state="failed", reason="nan", generators={}, validation={})])
+    assert "Figures" not in page_of(tracker)
+
+
+def test_a_page_with_more_than_mlflow_takes_loses_its_last_figures(database):
+    drawn = {f"figure-{number}": ("x" * 500, "<svg/>") for number in range(20)}
+    tracker = Tracker(
+        database, "long", make_spec(uid="long"), draw=lambda shown: Figures(of="1", drawn=drawn)
+    )
+    tracker.deliver([make_record(0)])
+    assert len(figures_of(tracker)) == 20
+    assert "figures/figure-5.svg" in page_of(tracker)
+    assert len(page_of(tracker)) <= 8000
+
+
+def test_the_parent_run_is_as_long_as_the_study_however_late_it_is_delivered(tracker, database, experiment):
+    ended = time.time() + 60
+    for _ in range(2):
+        again = Tracker(database, experiment, make_spec())
+        again.deliver([make_record(0), make_record(1, ended_at=ended)])
+        assert runs_of(again)[""].info.end_time == int(1000 * ended)
+
+
+def test_the_machine_is_sampled_while_trials_run_and_delivered_with_them(tracker, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    before = threading.active_count()
+    with tracker.watched():
+        time.sleep(1.5)
+        tracker.log_trial(make_record(0), ROLES)
+        early = tracker._client.get_run(tracker.parent_run_id).data.metrics
+        time.sleep(0.5)
+    assert threading.active_count() == before
+    tracker.finish(make_record(0))
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= early.keys()
+    assert {"system/disk_usage_percentage", "system/network_receive_megabytes"} <= early.keys()
+    points = tracker._client.get_metric_history(tracker.parent_run_id, "system/cpu_utilization_percentage")
+    assert len(points) >= 3
+    assert all(0 <= point.value <= 100 for point in points)
+    run = runs_of(tracker)[""]
+    assert all(0 <= point.timestamp - run.info.start_time < 60_000 for point in points)
+    assert [point.step for point in points] == [
+        (point.timestamp - run.info.start_time) // 1000 for point in points
+    ]
+
+
+def test_what_mlflow_refused_of_the_machine_is_delivered_later(tracker):
+    with tracker.watched():
+        pass
+    tracker._client.delete_run(tracker.parent_run_id)  # a deleted run takes nothing
+    with pytest.raises(TrackingError):
+        tracker.log_trial(make_record(0), ROLES)
+    tracker._client.restore_run(tracker.parent_run_id)
+    tracker.finish(None)
+    (point,) = tracker._client.get_metric_history(tracker.parent_run_id, "system/cpu_utilization_percentage")
+    assert point.value >= 0

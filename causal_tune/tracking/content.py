@@ -1,0 +1,166 @@
+"""What MLflow is told of a trial and of a study: names, tags, metrics, and a page in Markdown."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from causal_tune.ledger import TrialRecord
+from causal_tune.selection import CRITERIA, Roles, score
+from causal_tune.study.spec import StudySpec
+
+__all__ = [
+    "FIGURES",
+    "Figures",
+    "gallery",
+    "gallery_of",
+    "metrics_of",
+    "run_name",
+    "study_page",
+    "version_tags",
+]
+
+FIGURES = "figures"
+"""The folder of a run's artifacts that holds them."""
+
+_COMMIT = "mlflow.source.git.commit"
+_GALLERY = "\n\n### Figures\n\n"
+_MAX_PAGE = 8000  # letters that MLflow takes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """What a study looks like."""
+
+    of: str
+    """Names what they are a function of: the figures of the same are the same."""
+    drawn: Mapping[str, tuple[str, str]]
+    """By name, the caption and the SVG."""
+
+
+def run_name(record: TrialRecord) -> str:
+    """What a human tells runs apart by: `007 causal cls@7`."""
+    return f"{record.number:03d} {record.config.get('head')} {record.config.get('layer', '')}".rstrip()
+
+
+def version_tags(versions: Mapping[str, str]) -> dict[str, str]:
+    """What made a number, under the names that MLflow's pages know: the commit and the versions of libraries."""
+    libraries = {name: version for name, version in versions.items() if name != "commit"}
+    tags = {"causal_tune.versions": ", ".join(f"{name} {version}" for name, version in libraries.items())}
+    return tags | ({_COMMIT: versions["commit"]} if "commit" in versions else {})
+
+
+def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", figures: str = "") -> str:
+    """The parent run's page, in Markdown: the winner, the question, the roles, the criterion, the command, the figures.
+
+    MLflow folds all but the first lines, so the winner is among these. `best_run` is the winner's page, `figures` a
+    `gallery`.
+    """
+    lines = []
+    if best is not None:
+        value = score(best, spec.criterion, spec.roles)
+        test = score(best, "oracle", spec.roles) if spec.test_generators else None
+        settings = ", ".join(
+            f"{key} {_short(best.config.get(key))}" for key in sorted(spec.space["distributions"])
+        )
+        named = f"[trial {best.id}]({best_run})" if best_run else f"trial {best.id}"
+        lines += [
+            f"**Best of the search: {named}** ({best.config['head']}, layer "
+            f"`{best.config.get('layer', 'proj')}`), "
+            f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}. "
+            f"`causal-tune finalists {spec.name}` says how sure that is.",
+            "",
+            settings + ".",
+            "",
+        ]
+    roles = {
+        "trained on": spec.train_generators,
+        "chosen by": spec.val_generators,
+        "judged on": spec.test_generators,
+    }
+    lines += [spec.space["question"].strip(), "", "| role | generators |", "|---|---|"]
+    lines += [f"| {role} | {', '.join(names) or '-'} |" for role, names in roles.items()]
+    lines += ["", f"Criterion `{spec.criterion}`: {CRITERIA[spec.criterion].summary}."]
+    # an option a line: a long one would widen the page
+    command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")
+    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {command}"]
+    page = "\n".join(lines) + (_GALLERY + figures if figures else "")
+    return page if len(page) <= _MAX_PAGE else page[:_MAX_PAGE].rpartition("\n\n")[0]
+
+
+def gallery(run_id: str, figures: Figures) -> str:
+    """The figures as Markdown that a run's page shows; their files are the run's artifacts."""
+    # the address from which MLflow's pages show artifacts, relative to the page
+    return "\n\n".join(
+        f"{caption}\n\n![{FIGURES}/{name}.svg]"
+        f"(get-artifact?{urlencode({'path': f'{FIGURES}/{name}.svg', 'run_uuid': run_id})})"
+        for name, (caption, _) in figures.drawn.items()
+    )
+
+
+def gallery_of(page: str) -> str:
+    """The figures on a `study_page`, as they were given to it."""
+    return page.partition(_GALLERY)[2]
+
+
+def _percent(value: float | None) -> str:
+    return "undefined" if value is None else f"{100 * value:.2f} %"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def metrics_of(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of everything to be logged: per epoch first, then the results."""
+    best_epoch = record.best_epoch or 0
+    if epochs:
+        for epoch in record.epochs:
+            step = int(epoch["epoch"])
+            yield from (
+                (name, value, step) for name, value in _numbers(epoch) if name not in ("epoch", "kept")
+            )
+    if not record.finished:
+        return
+    folders = {
+        **dict.fromkeys(roles.test_generators, "test"),
+        **dict.fromkeys(roles.train_generators, "seen"),
+        **dict.fromkeys(roles.val_generators, "val_generators"),
+    }
+    for generator, metrics in record.generators.items():
+        folder = folders.get(generator, "other")
+        for name, value in _numbers(metrics):
+            if name in ("ap", "accuracy", "accuracy_val_threshold", "loss"):
+                yield f"{folder}/{_plain(generator)}/{name}", value, best_epoch
+    # `validation/` and `mask/` are curves, whose last point is not the kept epoch's
+    for name, value in _numbers(record.validation):
+        if name in ("ap", "accuracy", "loss"):
+            yield f"best_validation/{name}", value, best_epoch
+    for view, metrics in record.perturbed.items():
+        for name, value in _numbers(metrics):
+            if name in ("ap", "accuracy"):
+                yield f"perturbed_validation/{_plain(view)}/{name}", value, best_epoch
+    for name, value in _numbers(record.mask or {}):
+        yield f"best_mask/{name}", value, best_epoch
+    for name, criterion in CRITERIA.items():
+        if criterion.skips_collapsed:
+            continue  # the same number as the plain criterion, or none
+        judged = score(record, name, roles)
+        if judged is not None:
+            yield f"criterion/{name}", judged, best_epoch
+    yield "best_epoch", float(best_epoch), best_epoch
+    yield "steps", float(record.steps), best_epoch
+    yield from ((f"time/{name}", value, best_epoch) for name, value in _numbers(record.timings))
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, bool | int | float) and math.isfinite(value):
+            yield _plain(name, keep="/"), float(value)
+
+
+def _plain(name: str, keep: str = "") -> str:
+    # MLflow takes letters, digits and a few signs; a slash would open a folder
+    return re.sub(rf"[^\w. {keep}-]", "_", name)

@@ -1,0 +1,44 @@
+"""`mlflow server` in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from causal_tune.tracking import default_uri
+
+
+@contextmanager
+def mlflow_server(workspace: Path) -> Iterator[str]:
+    """Its address, once it answers, on the database of a workspace; gone afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--backend-store-uri", default_uri(workspace)]
+    words += ["--artifacts-destination", str(workspace / "mlartifacts")]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    uri = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.3)
+        yield uri
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # with its workers; a group of its own
+        server.wait()

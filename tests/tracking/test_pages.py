@@ -1,0 +1,220 @@
+"""The pages of a real MLflow server in a headless Chromium, on a study of 40 trials and on one of 1,000.
+
+    python -m pytest -m journey -s tests/tracking/test_pages.py
+
+prints how long people wait; $CAUSAL_TUNE_SCREENSHOTS names a folder for what they see.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from causal_tune.cli.tune import run_tune
+from causal_tune.ledger import Ledger
+from causal_tune.study.space import load_space
+from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
+from tests.conftest import run_cli, write_images
+from tests.tracking.server import mlflow_server
+from tests.tracking.studies import drawn_records, make_spec
+
+pytestmark = [pytest.mark.journey, pytest.mark.timeout(900)]
+
+WAIT_MS = 120_000
+FIGURES = {
+    "agreement",
+    "calibration",
+    "heat_map",
+    "history",
+    "importance",
+    "landscape",
+    "mask",
+    "parallel",
+    "roc",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A study, and where its runs are."""
+
+    name: str
+    experiment_id: str
+    parent_run_id: str
+
+    def runs(self, order: str = "") -> str:
+        """The address of the table of its trials, best first; of the folded table without `order`."""
+        address = f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        if not order:
+            return address
+        condition = quote(f"tags.causal_tune.study = '{self.name}'")
+        return f"{address}&searchFilter={condition}&orderByKey={quote(f'metrics.`{order}`')}&orderByAsc=false"
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pages")
+
+
+@pytest.fixture(scope="module")
+def server(workspace: Path, browser: Any) -> Iterator[str]:  # nothing is made where there is no browser
+    with mlflow_server(workspace) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def forty(workspace: Path, server: str, ray_local: None) -> Shown:
+    """A study from images to the registered winner, by the command line; its heads train for two epochs."""
+    images = write_images(workspace / "images", {"alpha": 60, "beta": 30, "gamma": 30})
+    index = workspace / "index" / "small.parquet"
+    for words in (
+        ("index", images, "--layout", "csv", "-o", index),
+        ("extract", index, "--encoder", "tiny-random", "--workspace", workspace),
+    ):
+        result = run_cli(*words)
+        assert result.exit_code == 0, result.output
+    (store,) = (workspace / "stores").glob("*/store.json")
+    space = load_space("demo")
+    run_tune(
+        workspace=workspace,
+        store=store.parent,
+        study="forty",
+        trials=40,
+        space=dataclasses.replace(space, defaults={**space.defaults, "max_epochs": 2, "min_epoch_steps": 2}),
+        train_generators=["alpha"],
+        val_generators=["beta"],
+        max_concurrent=1,
+    )
+    result = run_cli("export", "forty", "--register", "forty-detector", "--workspace", workspace)
+    assert result.exit_code == 0, result.output
+    from causal_tune.study.spec import read_spec
+
+    tracker = Tracker(default_uri(workspace), EXPERIMENT, read_spec(workspace / "studies" / "forty"))
+    tracker.deliver(Ledger(workspace / "studies" / "forty" / "trials").records())
+    return Shown("forty", tracker.experiment_id, tracker.parent_run_id)
+
+
+@pytest.fixture(scope="module")
+def thousand(workspace: Path, server: str) -> Shown:
+    """A ledger of 1,000 trials that trained nothing, delivered as any other."""
+    ledger = Ledger(workspace / "studies" / "thousand" / "trials")
+    spec = make_spec(name="thousand", uid="thousand")
+    for record in drawn_records(spec, 1000, num_epochs=2):
+        ledger.add(record)
+    tracker = Tracker(default_uri(workspace), "a thousand", spec)
+    begin = time.monotonic()
+    assert tracker.deliver(ledger.records()) == 1000
+    told("1,000 trials delivered", begin)
+    return Shown("thousand", tracker.experiment_id, tracker.parent_run_id)
+
+
+@pytest.fixture
+def page(browser: Any, server: str) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, base_url=server)
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    yield page
+    assert broken == []
+    context.close()
+
+
+def told(what: str, begin: float) -> None:
+    print(f"\n{what}: {time.monotonic() - begin:.1f} s")
+
+
+def keep(page: Any, name: str) -> None:
+    """A screenshot, without the assistant that MLflow opens beside its pages."""
+    if folder := os.environ.get("CAUSAL_TUNE_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def trials(page: Any) -> Any:
+    return page.locator(".ag-row").get_by_role("link", name="causal proj")
+
+
+def compare(page: Any, num: int) -> None:
+    """Tick the first `num` rows and press Compare."""
+    boxes = page.locator(".ag-row .ag-selection-checkbox input")
+    boxes.first.click()
+    boxes.nth(num - 1).click(modifiers=["Shift"])
+    page.wait_for_function(
+        f"document.querySelectorAll('.ag-row .ag-selection-checkbox input:checked').length == {num}"
+    )
+    page.get_by_role("button", name="Compare").first.click()
+
+
+class TestForty:
+    def test_the_list_shows_the_study_and_unfolds_its_trials(self, page: Any, forty: Shown) -> None:
+        page.goto(f"/{forty.runs()}")
+        row = page.locator(".ag-row").filter(has=page.get_by_role("link", name="forty", exact=True)).first
+        row.wait_for()
+        assert trials(page).count() == 0
+        page.locator(".ag-row").get_by_role("button").first.click()
+        page.get_by_role("link", name="039 causal proj").wait_for()
+        keep(page, "forty_list")
+
+    def test_the_parent_run_tells_the_winner_and_shows_every_figure(self, page: Any, forty: Shown) -> None:
+        page.goto(f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}")
+        page.get_by_text("Best of the search:").wait_for()
+        page.get_by_text("Show more").click()
+        page.wait_for_function(
+            "n => [...document.images].filter(i => i.alt.startsWith('figures/') && i.naturalWidth > 100).length == n",
+            arg=len(FIGURES),
+        )
+        shown = page.evaluate("[...document.images].map(image => image.alt)")
+        assert {Path(alt).stem for alt in shown if alt.startswith("figures/")} == FIGURES
+        keep(page, "forty_parent")
+        page.get_by_role("link", name="trial 000").first.click()
+        page.get_by_role("heading", name="causal proj").wait_for()
+
+    def test_an_artifact_opens_as_a_picture(self, page: Any, forty: Shown) -> None:
+        run = f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}"
+        page.goto(f"{run}/artifacts/figures/history.svg")
+        page.wait_for_function("[...document.images].some(i => i.naturalWidth > 300)")
+        keep(page, "forty_artifact")
+
+    def test_the_machine_is_charted(self, page: Any, forty: Shown) -> None:
+        page.goto(f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}/system-metrics")
+        page.get_by_text("cpu_utilization_percentage").first.wait_for()
+        keep(page, "forty_machine")
+
+    def test_the_winner_is_the_registered_champion(self, page: Any, forty: Shown) -> None:
+        page.goto("/#/models/forty-detector")
+        page.get_by_text("champion").first.wait_for()
+        keep(page, "forty_model")
+        page.goto("/#/models/forty-detector/versions/1")
+        page.get_by_text("forty-detector").first.wait_for()
+        page.get_by_role("heading", name="Version 1").wait_for()
+
+
+class TestThousand:
+    def test_twenty_of_a_thousand_are_soon_compared(self, page: Any, thousand: Shown) -> None:
+        page.goto("/#/experiments")  # what MLflow's own scripts take to load is not the study's doing
+        page.get_by_text("a thousand").first.wait_for()
+        begin = time.monotonic()
+        page.goto(f"/{thousand.runs()}")
+        page.get_by_role("link", name="thousand", exact=True).first.wait_for()
+        told("the list of 1,000 runs", begin)
+        begin = time.monotonic()
+        page.goto(f"/{thousand.runs('criterion/val_generators')}")
+        trials(page).nth(19).wait_for()
+        told("the best of 1,000 runs, sorted", begin)
+        keep(page, "thousand_list")
+        begin = time.monotonic()
+        compare(page, 20)
+        page.locator(".parcoords").wait_for()
+        page.get_by_text("Comparing 20 Runs").wait_for()
+        told("20 of 1,000 runs compared", begin)
+        keep(page, "thousand_compare")
+
+    def test_the_parent_of_a_thousand_opens(self, page: Any, thousand: Shown) -> None:
+        page.goto(f"/#/experiments/{thousand.experiment_id}/runs/{thousand.parent_run_id}")
+        page.get_by_text("Best of the search:").wait_for()
