@@ -365,6 +365,39 @@ def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) 
     assert run_cli("sync", "nothing", "--workspace", finished.workspace).exit_code == 2
 
 
+def test_sync_delivers_the_figures_of_the_report_once(finished: Finished, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'figures.db'}"
+    words = ("sync", "small", "--tracking-uri", uri, "--workspace", finished.workspace)
+    assert run_cli(*words).exit_code == 0
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'causal-tune'")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.causal_tune.best_trial != ''")
+    folder = Path(client.download_artifacts(run.info.run_id, "figures", str(tmp_path)))
+    report = run_cli("report", "small", "-o", tmp_path / "report", "--workspace", finished.workspace)
+    assert report.exit_code == 0, report.output
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "report" / "figures").glob("*.svg")}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == expected
+    shutil.rmtree(folder)
+    (tmp_path / "mlartifacts" / run.info.run_id / "artifacts" / "figures" / "roc.svg").unlink()
+    assert run_cli(*words).exit_code == 0
+    assert "figures/roc.svg" not in {one.path for one in client.list_artifacts(run.info.run_id, "figures")}
+
+
+def test_a_study_whose_figures_cannot_be_drawn_is_delivered_all_the_same(
+    finished: Finished, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.study, tmp_path / "studies" / "small")
+    shutil.rmtree(tmp_path / "studies" / "small" / "checkpoints")
+    result = run_cli("sync", "small", "--workspace", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "Warning: MLflow gets no figures of small: The checkpoint of trial" in " ".join(
+        result.output.split()
+    )
+    assert "3 of 3 trials delivered" in result.output
+
+
 def test_the_job_that_evaluates_says_what_the_command_says(finished: Finished, tmp_path: Path) -> None:
     command = runpy.run_path(str(JOB.with_name("evaluate.py")))["main"]
     words = ["--detector", finished.detector, "--images", finished.images, "--layout", "csv", "--json"]

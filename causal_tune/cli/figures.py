@@ -11,6 +11,9 @@ from causal_tune.tracking import Figures
 
 __all__ = ["study_figures"]
 
+_WINNERS = {"roc", "calibration", "mask", "robustness"}
+"""Figures that show one head; the others show the search."""
+
 
 def study_figures(study_path: Path, shown: str = "") -> Figures | None:
     """The figures of the study's report; None where they are those that are `shown`, or cannot be drawn (a warning)."""
@@ -31,7 +34,8 @@ def study_figures(study_path: Path, shown: str = "") -> Figures | None:
         for section in sections
         for name, (caption, drawing) in section.figures.items()
     }
-    return Figures(of=of, drawn=drawn)
+    search_first = sorted(drawn, key=_WINNERS.__contains__)
+    return Figures(of=of, drawn={name: drawn[name] for name in search_first})
 
 
 def _state(study_path: Path) -> str:

@@ -94,9 +94,10 @@ def gallery(run_id: str, figures: Figures) -> str:
     """The figures as Markdown that a run's page shows; their files are the run's artifacts."""
     # the address from which MLflow's pages show artifacts, relative to the page
     return "\n\n".join(
-        f"{caption}\n\n![{FIGURES}/{name}.svg]"
-        f"(get-artifact?{urlencode({'path': f'{FIGURES}/{name}.svg', 'run_uuid': run_id})})"
-        for name, (caption, _) in figures.drawn.items()
+        f"{caption} `{path}`\n\n![{path}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
+        for caption, path in (
+            (caption, f"{FIGURES}/{name}.svg") for name, (caption, _) in figures.drawn.items()
+        )
     )
 
 

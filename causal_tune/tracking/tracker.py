@@ -228,7 +228,12 @@ class Tracker:
         is_there = self.check_registrable(name)
         with self._refusals():
             if not is_there:
-                self._client.create_registered_model(name, tags={_REGISTERED: "detector"})
+                self._client.create_registered_model(
+                    name,
+                    tags={_REGISTERED: "detector"},
+                    description=f"Detectors of generated images, a version each; `models:/{name}@{_CHAMPION}` is the "
+                    "one to use.",
+                )
             place = f"detectors/{uuid.uuid4().hex[:12]}"  # a version's files are its own
             self._client.log_artifacts(self.parent_run_id, str(model), place)
             artifacts = self._client.get_run(self.parent_run_id).info.artifact_uri

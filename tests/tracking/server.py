@@ -27,6 +27,10 @@ def mlflow_server(workspace: Path) -> Iterator[str]:
         [sys.executable, "-m", "mlflow", "server", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        },  # seven processes that serve no page
         start_new_session=True,
     )
     uri = f"http://127.0.0.1:{port}"

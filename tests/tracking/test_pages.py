@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -38,6 +38,7 @@ FIGURES = {
     "parallel",
     "roc",
 }
+SHOWN = "[...document.images].filter(i => i.src.includes('figures') && i.naturalWidth > 100).map(i => i.src)"
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ def thousand(workspace: Path, server: str) -> Shown:
 @pytest.fixture
 def page(browser: Any, server: str) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1440, "height": 1000}, base_url=server)
+    # as when somebody has closed the assistant that opens beside the pages
+    context.add_init_script("localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')")
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     broken: list[str] = []
@@ -131,7 +134,7 @@ def told(what: str, begin: float) -> None:
 
 
 def keep(page: Any, name: str) -> None:
-    """A screenshot, without the assistant that MLflow opens beside its pages."""
+    """A screenshot, where one is asked for."""
     if folder := os.environ.get("CAUSAL_TUNE_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{name}.png")
 
@@ -142,9 +145,11 @@ def trials(page: Any) -> Any:
 
 def compare(page: Any, num: int) -> None:
     """Tick the first `num` rows and press Compare."""
-    boxes = page.locator(".ag-row .ag-selection-checkbox input")
-    boxes.first.click()
-    boxes.nth(num - 1).click(modifiers=["Shift"])
+    first, last = (
+        page.locator(f".ag-row[row-index='{row}'] .ag-selection-checkbox input") for row in (0, num - 1)
+    )
+    first.click()
+    last.click(modifiers=["Shift"])
     page.wait_for_function(
         f"document.querySelectorAll('.ag-row .ag-selection-checkbox input:checked').length == {num}"
     )
@@ -165,15 +170,13 @@ class TestForty:
         page.goto(f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}")
         page.get_by_text("Best of the search:").wait_for()
         page.get_by_text("Show more").click()
-        page.wait_for_function(
-            "n => [...document.images].filter(i => i.alt.startsWith('figures/') && i.naturalWidth > 100).length == n",
-            arg=len(FIGURES),
-        )
-        shown = page.evaluate("[...document.images].map(image => image.alt)")
-        assert {Path(alt).stem for alt in shown if alt.startswith("figures/")} == FIGURES
+        page.wait_for_function(f"({SHOWN}).length == {len(FIGURES)}")
+        addresses = page.evaluate(SHOWN)
+        assert {Path(parse_qs(urlsplit(one).query)["path"][0]).stem for one in addresses} == FIGURES
         keep(page, "forty_parent")
-        page.get_by_role("link", name="trial 000").first.click()
-        page.get_by_role("heading", name="causal proj").wait_for()
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="trial 000").click()
+        opened.value.get_by_role("heading", name="proj").wait_for()  # the winner's own page
 
     def test_an_artifact_opens_as_a_picture(self, page: Any, forty: Shown) -> None:
         run = f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}"

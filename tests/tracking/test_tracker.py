@@ -253,7 +253,7 @@ def test_the_figures_are_artifacts_and_on_the_page(database):
     tracker.deliver([make_record(0)])
     assert figures_of(tracker) == {"history.svg": "<svg>1</svg>"}
     address = f"(get-artifact?path=figures%2Fhistory.svg&run_uuid={tracker.parent_run_id})"
-    assert f"In *their* order.\n\n![figures/history.svg]{address}" in page_of(tracker)
+    assert f"In *their* order. `figures/history.svg`\n\n![figures/history.svg]{address}" in page_of(tracker)
 
 
 def test_figures_are_drawn_again_only_where_they_are_others(database):
