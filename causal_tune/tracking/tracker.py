@@ -170,17 +170,11 @@ class Tracker:
 
     def finish(self, best: TrialRecord | None) -> None:
         """End the parent run, with the winner's hyperparameters and metrics on it, and the study's figures."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric
 
-        figures = self.draw(self._figures_of) if best is not None else None
+        tags: dict[str, str] = {}
+        best_run = ""
         with self._refusals():
-            tags: dict[str, str] = {}
-            best_run = ""
-            if figures is not None:
-                for name, (_, svg) in figures.drawn.items():
-                    self._client.log_text(self.parent_run_id, svg, f"{FIGURES}/{name}.svg")
-                self._gallery = gallery(self.parent_run_id, figures)
-                self._figures_of = tags[_FIGURES_OF] = figures.of
             if best is not None:
                 ended_ms = int(best.ended_at * 1000)
                 run_id = self._runs[best.id][0]
@@ -195,11 +189,18 @@ class Tracker:
                         for name, value, step in metrics_of(best, self.spec.roles, epochs=False)
                     ],
                 )
-            tags[_PAGE] = study_page(self.spec, best, best_run, self._gallery)
-            self._client.log_batch(self.parent_run_id, tags=[RunTag(*tag) for tag in tags.items()])
+            self._tag_parent({**tags, _PAGE: study_page(self.spec, best, best_run, self._gallery)})
             self._log_machine()
             # not when it was delivered, which may be days later
             self._client.set_terminated(self.parent_run_id, end_time=max(self._began_ms, self._ended_ms))
+        figures = self.draw(self._figures_of) if best is not None else None
+        if figures is not None:
+            with self._refusals(Exception):  # a store of artifacts raises what its own library does
+                for name, (_, svg) in figures.drawn.items():
+                    self._client.log_text(self.parent_run_id, svg, f"{FIGURES}/{name}.svg")
+                self._gallery, self._figures_of = gallery(self.parent_run_id, figures), figures.of
+                page = study_page(self.spec, best, best_run, self._gallery)
+                self._tag_parent({_PAGE: page, _FIGURES_OF: figures.of})
 
     def check_registrable(self, name: str) -> bool:
         """Whether the registered model `name` is there already; `TrackingError` where something else made it."""
@@ -357,6 +358,11 @@ class Tracker:
         for start in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
 
+    def _tag_parent(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.parent_run_id, tags=[RunTag(*tag) for tag in tags.items()])
+
     def _log_machine(self) -> None:
         from mlflow.entities import Metric
 
@@ -381,12 +387,12 @@ class Tracker:
                 return
 
     @contextmanager
-    def _refusals(self) -> Iterator[None]:
+    def _refusals(self, *others: type[Exception]) -> Iterator[None]:
         from mlflow.exceptions import MlflowException
 
         try:
             yield
-        except (MlflowException, OSError) as error:
+        except (MlflowException, OSError, *others) as error:
             words = " ".join(str(error).split())[:400]
             raise TrackingError(
                 f"MLflow at {self.uri} did not take the study {self.spec.name!r}: {words}. Mend the server "

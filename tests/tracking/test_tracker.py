@@ -283,6 +283,17 @@ def page_of_export(database):
     return page_of(tracker)
 
 
+def test_artifacts_that_cannot_be_stored_are_told_and_the_winner_is_there(database):
+    # a library that is not installed: no error of MLflow's own
+    mlflow.MlflowClient(database).create_experiment("gone", artifact_location="gs://nowhere/x")
+    tracker = Tracker(database, "gone", make_spec(uid="gone"), draw=lambda shown: FIGURES)
+    with pytest.raises(TrackingError, match="google"):
+        tracker.deliver([make_record(0)])
+    assert runs_of(tracker)[""].info.status == "FINISHED"
+    assert page_of(tracker).startswith("**Best of the search")
+    assert "Figures" not in page_of(tracker)
+
+
 def test_a_study_without_a_winner_has_no_figures(database):
     def draw(shown):
         raise AssertionError("there is nothing to draw")
