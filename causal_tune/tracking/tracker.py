@@ -124,6 +124,8 @@ class Tracker:
             Metric(name, value, ended_ms, step)  # a fixed time: the same metric twice is one metric
             for name, value, step in metrics_of(record, roles)
         ]
+        # MLflow's comparison opens with the first that there is
+        metrics.sort(key=lambda metric: metric.key != f"criterion/{self.spec.criterion}")
         params = [Param(key, str(value)) for key, value in sorted(record.config.items())]
         with self._refusals():
             if not run_id:

@@ -215,6 +215,7 @@ class TestThousand:
         compare(page, 20)
         page.locator(".parcoords").wait_for()
         page.get_by_text("Comparing 20 Runs").wait_for()
+        page.locator(".parcoords").get_by_text("criterion/val_generators").wait_for()
         told("20 of 1,000 runs compared", begin)
         keep(page, "thousand_compare")
 
