@@ -18,7 +18,9 @@ import pytest
 
 from causal_tune.cli.tune import run_tune
 from causal_tune.ledger import Ledger
+from causal_tune.selection import rank
 from causal_tune.study.space import load_space
+from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 from tests.conftest import run_cli, write_images
 from tests.tracking.server import mlflow_server
@@ -48,6 +50,8 @@ class Shown:
     name: str
     experiment_id: str
     parent_run_id: str
+    winner: int
+    """The number of the best trial."""
 
     def runs(self, order: str = "") -> str:
         """The address of the table of its trials, best first; of the folded table without `order`."""
@@ -94,11 +98,12 @@ def forty(workspace: Path, server: str, ray_local: None) -> Shown:
     )
     result = run_cli("export", "forty", "--register", "forty-detector", "--workspace", workspace)
     assert result.exit_code == 0, result.output
-    from causal_tune.study.spec import read_spec
-
-    tracker = Tracker(default_uri(workspace), EXPERIMENT, read_spec(workspace / "studies" / "forty"))
-    tracker.deliver(Ledger(workspace / "studies" / "forty" / "trials").records())
-    return Shown("forty", tracker.experiment_id, tracker.parent_run_id)
+    spec = read_spec(workspace / "studies" / "forty")
+    records = Ledger(workspace / "studies" / "forty" / "trials").records()
+    tracker = Tracker(default_uri(workspace), EXPERIMENT, spec)
+    tracker.deliver(records)
+    winner, _ = rank(records, spec.criterion, spec.roles)[0]
+    return Shown("forty", tracker.experiment_id, tracker.parent_run_id, winner.number)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +117,8 @@ def thousand(workspace: Path, server: str) -> Shown:
     begin = time.monotonic()
     assert tracker.deliver(ledger.records()) == 1000
     told("1,000 trials delivered", begin)
-    return Shown("thousand", tracker.experiment_id, tracker.parent_run_id)
+    winner, _ = rank(ledger.records(), spec.criterion, spec.roles)[0]
+    return Shown("thousand", tracker.experiment_id, tracker.parent_run_id, winner.number)
 
 
 @pytest.fixture
@@ -175,8 +181,8 @@ class TestForty:
         assert {Path(parse_qs(urlsplit(one).query)["path"][0]).stem for one in addresses} == FIGURES
         keep(page, "forty_parent")
         with page.expect_popup() as opened:
-            page.get_by_role("link", name="trial 000").click()
-        opened.value.get_by_role("heading", name="proj").wait_for()  # the winner's own page
+            page.get_by_role("link", name=f"trial {forty.winner:05d}").click()
+        opened.value.get_by_role("heading", name=f"{forty.winner:03d} ").wait_for()
 
     def test_an_artifact_opens_as_a_picture(self, page: Any, forty: Shown) -> None:
         run = f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}"
@@ -208,7 +214,8 @@ class TestThousand:
         told("the list of 1,000 runs", begin)
         begin = time.monotonic()
         page.goto(f"/{thousand.runs('criterion/val_generators')}")
-        trials(page).nth(19).wait_for()
+        first = page.locator(".ag-row[row-index='0']")
+        first.get_by_role("link", name=f"{thousand.winner:03d} causal proj").wait_for()
         told("the best of 1,000 runs, sorted", begin)
         keep(page, "thousand_list")
         begin = time.monotonic()
