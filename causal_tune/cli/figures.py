@@ -25,7 +25,7 @@ def study_figures(study_path: Path, shown: str = "") -> Figures | None:
     )  # matplotlib and others, for which no command waits at its start
 
     try:
-        sections = build(study_path).sections
+        sections = build(study_path, audit=False).sections
     except Exception as error:  # noqa: BLE001 - the study stands without its figures
         err.print(f"Warning: MLflow gets no figures of {study_path.name}: {error}", markup=False)
         return None
