@@ -26,7 +26,7 @@ from causal_tune.lock import owned
 from causal_tune.selection import Roles, rank
 from causal_tune.study.journal import JOURNAL, Journal
 from causal_tune.study.node_store import serve_store
-from causal_tune.study.search import Endings, LedgerSearch
+from causal_tune.study.search import Endings, LedgerSearch, memory_kills_lose_workers
 from causal_tune.study.spec import StudySpec, freeze, study_path
 from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
 
@@ -40,6 +40,10 @@ _TUNE_SETTINGS = {
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+
+_TIMES_ALONE = 2
+_PAUSE_S = 10  # before the second time: what fills the memory may not be of this study, and pass
+_BLAMED_IN_A_ROW = 3
 
 
 class Tracker(Protocol):
@@ -72,7 +76,7 @@ class StudyEvent:
     num_done: int
     """Trials in the ledger."""
     num_trials: int
-    """Trials wanted."""
+    """Trials wanted; those in the ledger where they are more."""
     record: TrialRecord | None = None
     """The trial that ended, for `trial`."""
     message: str = ""
@@ -205,23 +209,63 @@ class _Run:
         )
 
     def _search(self, work: Work) -> None:
+        """Run what is missing. A trial whose worker was lost among others is run again alone: it may have been killed
+        for the memory that another one took, and only what dies alone is blamed.
+        """
         # failed trials are in the ledger with their reasons; here they would be tracebacks on the screen
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        search = LedgerSearch(
-            self.spec, self.records.values(), num_trials=self.num_trials, record=self._record
-        )
-        for left_over in self.path.glob(".tune-*"):  # of a driver that was killed; the lock is ours
-            shutil.rmtree(left_over, ignore_errors=True)
-        scratch = self.path / f".tune-{os.getpid()}"
         trainable = tune.with_parameters(
             TrialWorker,
             spec=self.spec,
             store_files=serve_store(self.spec.store_path) if has_other_nodes() else None,
             work=work,
         )
+        alone: dict[int, int] = {}  # by number, how often a lost trial was lost again alone
+        num_blamed = 0  # in a row
+        while missing := sorted(set(range(self.num_trials)) - self.records.keys()):
+            again = min((number for number in missing if number in alone), default=None)
+            num_before = len(self.records)
+            search = self._round(trainable, again)
+            if len(self.records) > num_before:
+                num_blamed = 0
+            for number, (config, cause) in search.lost.items():
+                alone[number] = alone.get(number, -1) + 1
+                if alone[number] < _TIMES_ALONE:
+                    self._tell("warning", message=f"Trial {number}: {cause}. It is run again, alone.")
+                    time.sleep(_PAUSE_S * alone[number])
+                    continue
+                num_blamed += 1
+                reason = f"{cause}; that happened each of the {_TIMES_ALONE} times that it was run alone"
+                search.settle(failed_record(number, config, reason))
+            if search.failure:
+                raise search.failure
+            if num_blamed == _BLAMED_IN_A_ROW:
+                raise WorkFailed(
+                    f"The study {self.spec.name!r} was stopped, because no trial gets through: {cause}, for trial "
+                    f"{number} as for those before. {len(self.records)} trials are kept; make room, or search smaller "
+                    "batches, and run the same command again to continue."
+                )
+            if not search.lost and len(self.records) == num_before:
+                raise WorkFailed(
+                    f"The study {self.spec.name!r} ended without {len(missing)} of its trials: Ray stopped "
+                    f"early. {len(self.records)} trials are kept; run the same command again to continue."
+                )
+
+    def _round(self, trainable: Any, alone: int | None) -> LedgerSearch:
+        """One `Tuner` over the missing trials, or over one of them; a search that remembers which were lost."""
+        search = LedgerSearch(
+            self.spec,
+            self.records.values(),
+            num_trials=self.num_trials,
+            record=self._record,
+            alone=alone,
+        )
+        for left_over in self.path.glob(".tune-*"):  # of a driver that was killed; the lock is ours
+            shutil.rmtree(left_over, ignore_errors=True)
+        scratch = self.path / f".tune-{os.getpid()}"
         resources = {"cpu": self.spec.threads_per_trial, "gpu": self.spec.gpus_per_trial}
         try:
-            with _environment(_TUNE_SETTINGS):
+            with _environment(_TUNE_SETTINGS), memory_kills_lose_workers():
                 # never `Tuner.restore`: its snapshot and the searcher's memory fall apart when killed
                 tune.Tuner(
                     tune.with_resources(trainable, resources),
@@ -237,8 +281,9 @@ class _Run:
                         verbose=0,
                         # the head is in the study's checkpoints already
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                        failure_config=tune.FailureConfig(max_failures=1),
-                        callbacks=[Endings(search, failed_record)],
+                        # among others a lost node costs its trials one repetition, and no round
+                        failure_config=tune.FailureConfig(max_failures=1 if alone is None else 0),
+                        callbacks=[Endings(search)],
                     ),
                 ).fit()
         except TuneError as error:
@@ -249,13 +294,7 @@ class _Run:
             ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if search.failure:
-            raise search.failure
-        if missing := sorted(set(range(self.num_trials)) - self.records.keys()):
-            raise WorkFailed(
-                f"The study {self.spec.name!r} ended without {len(missing)} of its trials: Ray stopped "
-                f"early. {len(self.records)} trials are kept; run the same command again to continue."
-            )
+        return search
 
     def _record(self, record: TrialRecord, checkpoint: bytes | None) -> None:
         try:

@@ -2,11 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from causal_tune.errors import StoreError, StudyError
@@ -17,7 +20,7 @@ from causal_tune.study.spec import StudySpec
 from causal_tune.study.suggestion import Outcome, Suggester, same_trial
 from causal_tune.study.worker import duplicate_record
 
-__all__ = ["Endings", "LedgerSearch", "outcome"]
+__all__ = ["Endings", "LedgerSearch", "loss", "memory_kills_lose_workers", "outcome"]
 
 OBJECTIVE = "objective"
 
@@ -27,7 +30,8 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
 
     Unlike Ray's own `OptunaSearch` nothing of it is ever saved or restored: the ledger is its memory. `record` is
     called once for each trial that ends, with the bytes of its checkpoint if it has one; what it raises is kept in
-    `failure`, because Ray Tune would only log it, and ends the search.
+    `failure`, because Ray Tune would only log it, and ends the search. A lost worker ends the search too, and is
+    remembered in `lost`. `alone` names the one trial that is searched for.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
         *,
         num_trials: int,
         record: Callable[[TrialRecord, bytes | None], None],
+        alone: int | None = None,
     ) -> None:
         self._spec = spec
         self._space = spec.search_space()
@@ -57,9 +62,12 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
             self._keep(item.number, item.config)
             self._records[item.number] = item
             self._outcomes[item.number] = outcome(item, spec)
-        self._missing = [number for number in range(num_trials) if number not in self._records]
+        wanted = range(num_trials) if alone is None else [alone]
+        self._missing = [number for number in wanted if number not in self._records]
         self._numbers: dict[str, int] = {}
         self.failure: Exception | None = None
+        self.lost: dict[int, tuple[dict[str, Any], str]] = {}
+        """Configuration and cause of the trials whose workers were lost, by number."""
 
     @property
     def num_missing(self) -> int:
@@ -68,7 +76,7 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
 
     def suggest(self, trial_id: str) -> Any:
         """The next missing trial; None while a result that its suggestion depends on is not there yet."""
-        while self._missing and not self.failure:
+        while self._missing and not self.failure and not self.lost:
             number = self._missing[0]
             settled = range(max(0, number - self._spec.window + 1))
             if any(other not in self._records for other in settled):
@@ -128,10 +136,10 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
         self._records[record.number] = record
         self._outcomes[record.number] = outcome(record, self._spec)
 
-    def config_of(self, trial_id: str) -> tuple[int, dict[str, Any]]:
-        """Number and configuration of a trial that was suggested."""
+    def lose(self, trial_id: str, cause: str) -> None:
+        """The worker of a trial that was suggested is gone, and the trial without an end."""
         number = self._numbers[trial_id]
-        return number, self._configs[number]
+        self.lost[number] = (self._configs[number], cause)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles its searcher for a restoration that never comes, and ours holds a display."""
@@ -170,13 +178,10 @@ def outcome(record: TrialRecord, spec: StudySpec) -> Outcome:
 
 
 class Endings(tune.Callback):  # type: ignore[misc]  # ray ships no types
-    """Turns a trial whose worker died (beyond its one retry) into a failed record, and lets go of checkpoints."""
+    """Tells the search of trials whose workers were lost, and lets go of checkpoints."""
 
-    def __init__(
-        self, search: LedgerSearch, failed: Callable[[int, dict[str, Any], str], TrialRecord]
-    ) -> None:
+    def __init__(self, search: LedgerSearch) -> None:
         self._search = search
-        self._failed = failed
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray Tune keeps the last result of every trial; the checkpoint in it is on the disk by now."""
@@ -184,15 +189,49 @@ class Endings(tune.Callback):  # type: ignore[misc]  # ray ships no types
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune when it gives a trial up."""
-        number, config = self._search.config_of(trial.trial_id)
-        reason = f"its worker was lost, and again when it was retried: {_cause(trial.error_file)}"
-        self._search.settle(self._failed(number, config, reason))
+        file = Path(trial.error_file or "")
+        self._search.lose(trial.trial_id, loss(file.read_text(encoding="utf-8") if file.is_file() else ""))
 
 
-def _cause(error_file: str | None) -> str:
-    """The line that names the exception, out of the traceback that Ray Tune keeps in a file."""
-    if error_file is None or not Path(error_file).is_file():
-        return "Ray gave no cause"
-    lines = Path(error_file).read_text(encoding="utf-8").strip().splitlines()
+@contextmanager
+def memory_kills_lose_workers() -> Iterator[None]:
+    """Within it, a worker that Ray's memory monitor ends is for Ray Tune what any lost worker is.
+
+    Left to itself Ray Tune takes the monitor's exception, which is no `RayActorError`, for one of its own, and raises
+    it out of `fit`: every trial under way would be lost, and the study over.
+    """
+    before = RayActorManager._actor_task_failed
+
+    def failed(manager: Any, *, exception: Exception, **task: Any) -> None:
+        if isinstance(exception, OutOfMemoryError):
+            exception = RayActorError(error_msg=str(exception))
+        before(manager, exception=exception, **task)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = before
+
+
+def loss(traceback: str) -> str:
+    """Why a worker was lost, in a sentence, from what Ray Tune wrote of each of its ends (the last one counts).
+
+    >>> loss("Memory on the node (IP: 10.0.0.7, ID: ab) was 60.80GB used / 64.00GB limit (0.95)")
+    "Ray's memory monitor ended its worker: 60.80 of 64.00 GB were in use on 10.0.0.7"
+    """
+    text = traceback.rpartition("Failure # ")[2]
+    full = re.search(r"Memory on the node \(IP: ([^,]+),.*?\) was ([\d.]+)GB.*? / ([\d.]+)GB", text)
+    if full:
+        node, used, limit = full.groups()
+        return f"Ray's memory monitor ended its worker: {used} of {limit} GB were in use on {node}"
+    if "node has died" in text or "node was terminated" in text:
+        return "its node was lost"
+    if "worker process has died" in text:
+        return (
+            "its worker's process died, killed or crashed; the operating system kills so when memory is full "
+            "(`dmesg` has `oom-kill` then)"
+        )
+    lines = text.strip().splitlines()
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
-    return (named or lines or ["Ray gave no cause"])[-1].strip()[:400]
+    return "its worker was lost: " + (named or lines or ["Ray gave no cause"])[-1].strip()[:400]

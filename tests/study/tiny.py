@@ -1,4 +1,4 @@
-"""A small feature store of synthetic features, and studies on it; run as a program, a driver to be killed."""
+"""A small feature store of synthetic features, and studies on it; run as a program, a driver."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import ray
 import torch
@@ -151,6 +152,38 @@ def deadly(spec: StudySpec, config: TrialConfig) -> TrialResult:
     return train_on_store(spec, config)
 
 
+def lethal(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """Nothing survives here."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def crowded(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """Room for one, until two have died of it: whoever came later dies beside another one, as by the memory of both."""
+    folder = Path(spec.store_path).parent / "at-work"
+    died = folder.with_name("died")
+    folder.mkdir(exist_ok=True)
+    mine = folder / str(os.getpid())
+    mine.touch()
+    while not died.exists() or len(died.read_text()) < 2:
+        before = [int(path.name) for path in folder.iterdir() if int(path.name) < os.getpid()]
+        if any(map(psutil.pid_exists, before)):
+            with died.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)
+    return train_on_store(spec, config)
+
+
+def hungry(spec: StudySpec, config: TrialConfig) -> TrialResult:
+    """The linear head takes 6 GB, and keeps them."""
+    if config.head == "linear":
+        taken = [np.ones(2**27, np.uint8) for _ in range(48)]
+        time.sleep(10)
+        del taken
+    return train_on_store(spec, config)
+
+
 def vanishing(spec: StudySpec, config: TrialConfig) -> TrialResult:
     """The real trial; the store is moved away after the second."""
     store = Path(spec.store_path)
@@ -185,7 +218,10 @@ def nodes_used(folder: Path) -> list[str]:
 # Ray's workers do not have this folder on their path
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-if __name__ == "__main__":  # the driver that the tests kill: WORKSPACE NUM_TRIALS
+if __name__ == "__main__":  # a driver of its own: WORKSPACE NUM_TRIALS WORK
     run_study(
-        make_tiny_spec(Path(sys.argv[1])), num_trials=int(sys.argv[2]), workspace=sys.argv[1], work=uneven
+        make_tiny_spec(Path(sys.argv[1])),
+        num_trials=int(sys.argv[2]),
+        workspace=sys.argv[1],
+        work=globals()[sys.argv[3]],
     )
