@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ _QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
+_ANSWER_TIMEOUT_S = 10
 
 _is_local = True
 """Whether this process started the Ray that it is connected to."""
@@ -42,19 +44,29 @@ def connected(address: str | None = None) -> Iterator[None]:
     _is_local = not address
     try:
         if address:
+            _check_answers(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             # `local`: without it Ray joins whatever cluster someone else has started on this machine
             ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
+        words = " ".join(str(error).split()).rstrip(".")
         raise StudyError(
-            f"No Ray answers at {address or 'this machine'}: {error}. Start one with `ray start --head`, "
-            "correct --address, or leave it out to use a local Ray."
+            f"No Ray answers at {address or 'this machine'}: {words}. Start one with `ray start --head`, correct "
+            "--address, set RAY_AUTH_MODE (and the token) as the cluster has it, or leave --address out to use a "
+            "local Ray."
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """`OSError` where nothing listens at `host:port`: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_TIMEOUT_S).close()
 
 
 def has_other_nodes() -> bool:

@@ -355,6 +355,14 @@ def test_a_submitted_job_needs_an_absolute_workspace(monkeypatch: pytest.MonkeyP
     assert "absolute path" in " ".join(result.output.split())
 
 
+def test_fewer_trials_than_there_are_is_a_study_that_is_done(finished: Finished) -> None:
+    words = ["tune", "--store", finished.store, "--space", "demo", "--study", "small", "--trials", 2]
+    words += ["--train-generator", "alpha", "--val-generators", "beta", "--workspace", finished.workspace]
+    result = run_cli(*words, "--max-concurrent", 1)
+    assert result.exit_code == 0, result.output
+    assert "Study small: 3 of 3 trials." in result.output
+
+
 def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'other.db'}"
     words = ("sync", "small", "--tracking-uri", uri, "--workspace", finished.workspace)

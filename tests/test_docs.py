@@ -123,12 +123,14 @@ def test_a_submission_uploads_the_code_and_nothing_else(tmp_path: Path) -> None:
         "search_spaces/sd14.py",
         "causal_tune/demo/weights/vae.safetensors",
         "causal_tune/serving/page.html",
+        "causal_tune/report/paper.csv",
     ]
     left = [
         ".venv/bin/python",
         ".git/HEAD",
         "causal_tune_runs/mlflow.db",
         "elsewhere/stores/a/shard.arrow",
+        "elsewhere/studies/a/trials/00000-1.json",
         "elsewhere/studies/a/checkpoints/1.safetensors",
         "detectors/mine/detector.json",
         "mlartifacts/1/artifacts/MLmodel",
@@ -137,8 +139,11 @@ def test_a_submission_uploads_the_code_and_nothing_else(tmp_path: Path) -> None:
         *(f"images/1{suffix}" for suffix in IMAGE_SUFFIXES),
         *(f"images/2{suffix.upper()}" for suffix in IMAGE_SUFFIXES),
         "images/3.Jpeg",
-        "images.parquet",
-        "weights/ViT-L-14.pt",
+        *(
+            f"images.{suffix}"
+            for suffix in ("csv", "parquet", "tar", "tar.gz", "tgz", "zip", "z01", "npy", "npz")
+        ),
+        *(f"weights/ViT-L-14.{suffix}" for suffix in ("pt", "pth", "bin")),
         "model.onnx",
         "jobs/__pycache__/tune_sd14.pyc",
         ".mypy_cache/x.json",

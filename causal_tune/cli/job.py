@@ -93,7 +93,8 @@ def run_job(
     **study_settings: Any,
 ) -> None:
     """Index, extract, tune, show and export; every step continues what an earlier run left."""
-    folder = study_path(workspace, study)  # a bad name is told before hours of encoding
+    folder = study_path(workspace, study)  # a bad name or space is told before hours of encoding
+    space = space if isinstance(space, SearchSpace) else load_space(space)
     index_path = workspace / "index" / f"{study}.parquet"
     done = encode_images(
         images=images,
@@ -106,7 +107,6 @@ def run_job(
         train_generators=study_settings["train_generators"],
         check=lambda known: check_roles(roles_of(study_settings), known, "the index"),
     )
-    space = space if isinstance(space, SearchSpace) else load_space(space)
     result, ui_command = run_tune(
         workspace=workspace,
         store=done.store.path,

@@ -59,7 +59,8 @@ def errors_as_paragraphs() -> Iterator[None]:
     try:
         yield
     except CausalTuneError as error:
-        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=not err.is_terminal)
+        words = str(error) + _where_paths_lead(str(error))
+        err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=not err.is_terminal)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("\nStopped. The same command continues where this one ended.")
@@ -90,12 +91,26 @@ def workspace_option(command: F) -> F:
     )(command)
 
 
+def _is_submitted() -> bool:
+    """Whether this process is the driver of a `ray job submit`, in the temporary copy of a folder."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _where_paths_lead(message: str) -> str:
+    """What to know of a path in `message` that was given relative to the folder of a submission; else nothing."""
+    if not _is_submitted() or str(Path.cwd()) not in message:
+        return ""
+    return (
+        " A submitted job runs in a copy of the folder that was uploaded, without data and results: give an absolute "
+        "path on the head's machine."
+    )
+
+
 def _absolute_workspace(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    # a submitted job runs in a temporary copy of its working directory, which Ray deletes
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and not value.is_absolute():
-        raise InvalidConfig(
-            f"The workspace is {value}, a relative path; a submitted job runs in a temporary copy of its folder, "
-            "where results would be lost. Give --workspace an absolute path, or set CAUSAL_TUNE_HOME to one."
+    if _is_submitted() and not value.is_absolute():
+        raise click.BadParameter(
+            f"{str(value)!r} is a relative path; a submitted job runs in a temporary copy of its folder, where "
+            "results would be lost. Give an absolute path, or set CAUSAL_TUNE_HOME to one."
         )
     return value.absolute()
 
@@ -189,12 +204,12 @@ class Bar:
         self._task = progress.add_task(description, total=total) if progress else None
         self._tenth = -1
 
-    def follow(self, done: int, total: int) -> None:
+    def follow(self, done: int, total: int, note: str = "") -> None:
         """`done` of a total that is known only now."""
         self._total = total
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=total)
-        self.update(done)
+        self.update(done, note)
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total; `note` stands behind the bar."""

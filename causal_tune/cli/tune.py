@@ -177,7 +177,8 @@ def run_tune(
                 best_score = max((item for item in (best_score, value) if item is not None), default=None)
                 num_failed += event.record.failed
             note = f"best {spec.criterion} {percent(best_score)}" if best_score is not None else ""
-            bar.update(event.num_done, note + (f", {num_failed} failed" if num_failed else ""))
+            failed = f", {num_failed} failed" if num_failed else ""
+            bar.follow(event.num_done, event.num_trials, note + failed)
 
         result = run_study(
             spec,

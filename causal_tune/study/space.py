@@ -264,7 +264,7 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
     path = Path(text) if "/" in text or text.endswith(".py") else look_up("search space", space_paths(), text)
     if not path.is_file():
         raise InvalidConfig(
-            f"There is no search space file {path}. Give a path to a Python file with {', '.join(_NAMES)}, "
+            f"There is no search space file {path.absolute()}. Give a path to a Python file with {', '.join(_NAMES)}, "
             f"or a name: {', '.join(space_paths())}."
         )
     try:
