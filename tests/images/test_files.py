@@ -1,13 +1,8 @@
 """Images behind URIs, on a real S3 server: the same index, the same bytes, the same short reasons."""
 
 import json
-import re
-import subprocess
-import sysconfig
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,47 +24,17 @@ from causal_tune.prediction import image_paths, predict
 from tests.conftest import draw, run_cli
 from tests.images.tasks import clean_task
 from tests.images.trees import PNG, found, make, make_forensynths_test, make_genimage, make_univfd, refused
-
-
-@dataclass(frozen=True)
-class Server:
-    """An S3 server: the folders in `root` are its buckets."""
-
-    root: Path
-    query: str
-
-    def uri(self, path: str) -> str:
-        return f"s3://{path}?{self.query}"
+from tests.s3 import Server, serving
 
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("s3")
-    (root / "bucket").mkdir()
-    program = Path(sysconfig.get_path("scripts")) / "rclone"
-    words = [program, "serve", "s3", root, "--addr", "127.0.0.1:0", "--auth-key", "name,secret"]
-    with pytest.MonkeyPatch.context() as environment:
-        for key, value in (
-            ("AWS_ACCESS_KEY_ID", "name"),
-            ("AWS_SECRET_ACCESS_KEY", "secret"),
-            ("AWS_EC2_METADATA_DISABLED", "true"),
-            ("RCLONE_CONFIG", str(root / "none")),
-        ):
+    with serving(root) as server, pytest.MonkeyPatch.context() as environment:
+        (root / "bucket").mkdir()
+        for key, value in server.environment.items():
             environment.setenv(key, value)
-        log = root / "log"
-        with log.open("w") as out:
-            server = subprocess.Popen([*words, "--dir-cache-time", "0s"], stderr=out, stdout=out)
-        try:
-            for _ in range(200):
-                if address := re.search(r"http://(127\.0\.0\.1:\d+)/", log.read_text()):
-                    break
-                assert server.poll() is None, log.read_text()
-                time.sleep(0.05)
-            assert address, log.read_text()
-            yield Server(root, f"scheme=http&endpoint_override={address[1]}&region=us-east-1")
-        finally:
-            server.terminate()
-            server.wait(10)
+        yield server
 
 
 @pytest.mark.parametrize("make_tree", [make_genimage, make_forensynths_test, make_univfd])

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from causal_tune.tracking import default_uri
+from tests.ports import free_port
 
 
 @contextmanager
 def mlflow_server(workspace: Path) -> Iterator[str]:
     """Its address, once it answers, on the database of a workspace; gone afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", default_uri(workspace)]
     words += ["--artifacts-destination", str(workspace / "mlartifacts")]
@@ -27,10 +25,8 @@ def mlflow_server(workspace: Path) -> Iterator[str]:
         [sys.executable, "-m", "mlflow", "server", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        },  # seven processes that serve no page
+        # job execution is seven processes that serve no page
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         start_new_session=True,
     )
     uri = f"http://127.0.0.1:{port}"
