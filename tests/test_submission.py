@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,21 +19,13 @@ import pytest
 from causal_tune.ledger import Ledger, TrialRecord
 from tests.conftest import write_images
 from tests.ports import free_port
+from tests.shown import ROOT, shown
 
 pytestmark = [pytest.mark.journey, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+PAGE = "cluster.md"
 NUM_TRIALS = 12
 VERSION = "0.1+submitted"
-
-
-def shown(begin: str, changed: Mapping[str, str]) -> list[str]:
-    """The first command of the page that begins so, with words of this machine in place of the page's."""
-    line = next(line for line in map(str.strip, PAGE.splitlines()) if line.startswith(begin))
-    words = shlex.split(line, comments=True)
-    assert changed.keys() <= set(words)
-    return [changed.get(word, word) for word in words]
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ def cluster(folder: Path, **environment: str) -> Iterator[Cluster]:
         **environment,
     }
     port, dashboard, client = free_port(), free_port(), free_port()
-    words = shown("ray start --head", {"6379": str(port)})
+    words = shown(PAGE, "ray start --head", {"6379": str(port)})
     words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2"]
     words += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", "0"]
     words += ["--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", str(folder / "ray")]
@@ -128,7 +119,7 @@ def submission(
         "mine": study,
     }
     more = {"--encoder": "tiny-random", "--space": "demo", "--max-concurrent": "1", **options}
-    return [*shown("ray job submit", changed), *(word for pair in more.items() for word in pair)]
+    return [*shown(PAGE, "ray job submit", changed), *(word for pair in more.items() for word in pair)]
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +235,7 @@ def test_a_second_machine_takes_the_trials_that_the_first_has_no_room_for(
     undisturbed: str, without_token: Cluster, checkout: Path
 ) -> None:
     (store,) = (checkout / "causal_tune_runs" / "stores").iterdir()
-    joins = shown("ray start --address", {"FIRST:6379": without_token.address})
+    joins = shown(PAGE, "ray start --address", {"FIRST:6379": without_token.address})
     joins += ["--num-cpus", "3", "--min-worker-port", "0", "--max-worker-port", "0"]
     changed = {
         "auto": without_token.address,
@@ -254,7 +245,7 @@ def test_a_second_machine_takes_the_trials_that_the_first_has_no_room_for(
         "mine": "two",
         "200": "3",
     }
-    tune = shown("causal-tune tune --address", changed)
+    tune = shown(PAGE, "causal-tune tune --address", changed)
     tune = [sys.executable, "-m", "causal_tune", *tune[1:]]
     with started(joins, checkout.parent / "joins.log", without_token.environment):
         # three CPUs a trial, of which the head has two
@@ -263,12 +254,21 @@ def test_a_second_machine_takes_the_trials_that_the_first_has_no_room_for(
     assert [record.state for record in records_of(checkout, "two")] == ["finished"] * 3
 
 
+def test_an_address_at_which_nothing_listens_is_told_at_once() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    words = f"from causal_tune.cluster import connected\nwith connected({address!r}): pass"
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
+    assert f"StudyError: No Ray answers at {address}: [Errno 111] Connection refused" in done.stderr
+    assert time.monotonic() - began < 60  # importing Ray included; Ray itself tries for minutes
+
+
 def test_with_a_token_a_submission_continues_and_without_it_is_refused(
     undisturbed: str, checkout: Path, tmp_path: Path
 ) -> None:
     home = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
     environment = {**os.environ, **home}
-    words = shown("ray get-auth-token", {})
+    words = shown(PAGE, "ray get-auth-token", {})
     words[0] = str(Path(sysconfig.get_path("scripts")) / words[0])
     subprocess.run(words, env=environment, check=True, capture_output=True)
     folder = checkout.parent / "t"

@@ -20,6 +20,7 @@ from causal_tune.ledger import Ledger
 from tests.conftest import Finished, run_cli
 from tests.ports import free_port
 from tests.s3 import serving
+from tests.shown import shown
 
 pytest.importorskip("psycopg", reason="MLflow reaches PostgreSQL through psycopg")
 pytest.importorskip("boto3", reason="MLflow reaches S3 through boto3")
@@ -67,12 +68,18 @@ def postgresql() -> Iterator[str]:
 def mlflow_server(
     port: int, database: str, artifacts: str, log: Path, environment: dict[str, str]
 ) -> Iterator[None]:
-    """`mlflow server`; it ends by kill -9, with its workers."""
-    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--backend-store-uri", database, "--artifacts-destination", artifacts]
+    """The page's server; it ends by kill -9, with its workers."""
+    changed = {
+        "0.0.0.0": "127.0.0.1",
+        "5000": str(port),
+        "SERVER:5000": f"127.0.0.1:{port}",
+        "postgresql://USER@HOST/DATABASE": database,
+        "s3://BUCKET/mlflow": artifacts,
+    }
+    words = [sys.executable, "-m", *shown("cluster.md", "mlflow server", changed), "--workers", "1"]
     with log.open("a") as out:
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", *words],
+            words,
             stdout=out,
             stderr=out,
             start_new_session=True,
@@ -113,7 +120,11 @@ def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
 
     with serving(tmp_path) as s3:
         (tmp_path / "bucket").mkdir()
-        environment = {**s3.environment, "MLFLOW_S3_ENDPOINT_URL": f"http://{s3.address}"}
+        environment = {
+            **s3.environment,
+            "MLFLOW_S3_ENDPOINT_URL": f"http://{s3.address}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes, whose start takes a minute
+        }
         server = (port, postgresql, "s3://bucket/mlflow", tmp_path / "mlflow.log", environment)
         tune = f"tune --store {finished.store} --space demo --study served --trials {NUM_TRIALS} --max-concurrent 1"
         tune += f" --train-generator alpha --val-generators beta --workspace {finished.workspace}"

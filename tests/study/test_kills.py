@@ -85,7 +85,7 @@ def test_random_kills_of_a_study_end_in_the_undisturbed_one(tmp_path: Path) -> N
             path.unlink()
         driver, before = run(command(workspace, space)), min(len(done), NUM_TRIALS - 8)
         for kind in rng.choice([("driver",), (WORKER, "driver"), (WORKER, "raylet"), ("raylet",)]):
-            # never a worker twice: its trial would be given up
+            # never a worker twice: its trial would be run alone, which takes its time
             after = before + rng.randrange(4)
             while driver.poll() is None:
                 num_done = len(list(trials.glob("0*.json")))
