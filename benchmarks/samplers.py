@@ -125,6 +125,7 @@ def main() -> None:
     samplers = [BASELINE, *(name for name in options.samplers.split(",") if name != BASELINE)]
     curves: dict[str, Curves] = {sampler: {name: [] for name in QUESTIONS} for sampler in samplers}
     num_failed, criterion = 0, ""
+    num_collapsed = dict.fromkeys(samplers, 0)
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with tempfile.TemporaryDirectory(prefix="causal-tune-samplers-") as folder:
         workspace = options.workspace or Path(folder)
@@ -144,6 +145,7 @@ def main() -> None:
                 )
                 result = run_study(spec, num_trials=options.trials, workspace=workspace)
                 num_failed += result.num_failed
+                num_collapsed[sampler] += sum(record.collapsed is not None for record in result.records)
                 criterion = spec.criterion
                 found = curves_of(spec, sorted(result.records, key=lambda record: record.number))
                 for name in QUESTIONS:
@@ -189,6 +191,7 @@ def main() -> None:
                 "layers": options.layers.split(","),
                 "changed": {name: value for name, value in fixed.items() if value is not None},
                 "num_failed": num_failed,
+                "num_collapsed": num_collapsed,
                 "samplers": result_of,
                 "processor": platform.processor() or platform.machine(),
                 "versions": {name: version(name) for name in ("optuna", "torch", "ray")},

@@ -11,7 +11,7 @@ from causal_tune.tracking import Figures
 
 __all__ = ["study_figures"]
 
-_WINNERS = {"roc", "calibration", "mask", "robustness"}
+_WINNERS = {"roc", "calibration", "mask", "mask_dimensions", "features", "robustness"}
 """Figures that show one head; the others show the search."""
 
 

@@ -32,11 +32,13 @@ WAIT_MS = 120_000
 FIGURES = {
     "agreement",
     "calibration",
+    "features",
     "heat_map",
     "history",
     "importance",
     "landscape",
     "mask",
+    "mask_dimensions",
     "parallel",
     "roc",
 }
