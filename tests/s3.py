@@ -37,13 +37,14 @@ class Server:
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Server]:
+def serving(root: Path, cache: str = "0s") -> Iterator[Server]:
+    """The folders in `root` as buckets. Without a `cache` files can be put beside it, but an upload takes seconds."""
     program = Path(sysconfig.get_path("scripts")) / "rclone"
     words = [program, "serve", "s3", root, "--addr", "127.0.0.1:0", "--auth-key", "name,secret"]
     log = root / "log"
     with log.open("w") as out:
         server = subprocess.Popen(
-            [*words, "--dir-cache-time", "0s"],
+            [*words, "--dir-cache-time", cache],
             stderr=out,
             stdout=out,
             env={**os.environ, "RCLONE_CONFIG": str(root / "none")},

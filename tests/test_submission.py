@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -61,9 +62,10 @@ def started(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
             time.sleep(0.1)
         yield
     finally:
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-            each.kill()
-        process.wait()
+        if process.poll() is None:
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
+            process.wait()
 
 
 @contextmanager
@@ -82,9 +84,13 @@ def cluster(folder: Path, **environment: str) -> Iterator[Cluster]:
     words = shown(PAGE, "ray start --head", {"6379": str(port)})
     words += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard), "--num-cpus", "2"]
     words += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", "0"]
-    words += ["--min-worker-port", "0", "--max-worker-port", "0", "--temp-dir", str(folder / "ray")]
-    with started(words, folder / "head.log", values):
-        yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", folder, values)
+    words += ["--min-worker-port", "0", "--max-worker-port", "0"]
+    # Ray's sockets lie in its folder, and the path of a socket has 107 bytes at most
+    with (
+        tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as scratch,
+        started([*words, "--temp-dir", scratch], folder / "head.log", values),
+    ):
+        yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", Path(scratch), values)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +151,7 @@ def substances(records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
 
 
 def uploads(head: Cluster) -> list[Path]:
-    return list(head.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
+    return list(head.folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/"))
 
 
 def test_a_submission_runs_the_uploaded_code_from_images_to_detector(

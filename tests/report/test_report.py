@@ -144,7 +144,9 @@ def test_the_audit_of_the_images_is_told(finished: Finished, tmp_path: Path) -> 
         "alpha",
         "all",
     }
-    elsewhere = shutil.move(finished.index, tmp_path / "elsewhere.parquet")
+    # the whole folder: other tests of the session may have listed the same images there
+    indexes = finished.index.parent
+    elsewhere = Path(shutil.move(indexes, tmp_path / "elsewhere")) / finished.index.name
     try:
         without = write(finished.study, tmp_path / "two", finished.workspace)["report.md"].decode()
         assert "`causal-tune report small --index INDEX`" in without
@@ -152,7 +154,7 @@ def test_the_audit_of_the_images_is_told(finished: Finished, tmp_path: Path) -> 
         assert named.exit_code == 0, named.output
         assert (tmp_path / "three" / "report.md").read_text() == text
     finally:
-        shutil.move(elsewhere, finished.index)
+        shutil.move(elsewhere.parent, indexes)
 
 
 @pytest.mark.ray

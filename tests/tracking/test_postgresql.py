@@ -118,7 +118,7 @@ def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
         assert len(by_trial) == len(runs), "a trial has two runs"
         return by_trial
 
-    with serving(tmp_path) as s3:
+    with serving(tmp_path, cache="5m") as s3:
         (tmp_path / "bucket").mkdir()
         environment = {
             **s3.environment,
