@@ -14,8 +14,6 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray Data's own actors make its core print an error line at every extraction; what fails is raised all the same
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 _ANSWER_TIMEOUT_S = 10
