@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import TrialRecord
-from causal_tune.report.figures import BLUE, ORANGE
+from causal_tune.report.figures import COLOURS
 from causal_tune.selection import rank
 from causal_tune.study.run import run_study
 from causal_tune.study.space import load_space
@@ -37,7 +37,6 @@ from causal_tune.study.spec import StudySpec, make_spec
 
 BASELINE = "random"
 QUESTIONS = ("criterion", "unseen")
-COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 
 Curves = dict[str, list[list[float]]]
 """For each question: of every seed, the value of the best trial after each trial."""
@@ -58,13 +57,10 @@ def curves_of(spec: StudySpec, records: Sequence[TrialRecord]) -> dict[str, list
 
 
 def told(interval: Interval) -> dict[str, float]:
-    """In percent."""
+    """In percent; the interval of one seed is its value."""
     low, high = (interval.mean if end is None else end for end in (interval.low, interval.high))
-    return {
-        "mean": round(100 * interval.mean, 3),
-        "low": round(100 * low, 3),
-        "high": round(100 * high, 3),
-    }
+    ends = {"mean": interval.mean, "low": low, "high": high}
+    return {name: round(100 * value, 3) for name, value in ends.items()}
 
 
 def after(curves: list[list[float]], trials: int) -> list[float]:
@@ -78,16 +74,10 @@ def draw(curves: Mapping[str, Curves], criterion: str, path: Path) -> None:
             for colour, (sampler, found) in zip(COLOURS, curves.items(), strict=False):
                 length = min(map(len, found[question]))
                 steps = range(1, length + 1)
-                at = [mean_interval(after(found[question], step)) for step in steps]
-                axes.plot(steps, [100 * one.mean for one in at], color=colour, label=sampler)
-                axes.fill_between(
-                    steps,
-                    [100 * (one.mean if one.low is None else one.low) for one in at],
-                    [100 * (one.mean if one.high is None else one.high) for one in at],
-                    color=colour,
-                    alpha=0.2,
-                    linewidth=0,
-                )
+                at = [told(mean_interval(after(found[question], step))) for step in steps]
+                mean, low, high = ([one[name] for one in at] for name in ("mean", "low", "high"))
+                axes.plot(steps, mean, color=colour, label=sampler)
+                axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
             axes.set_xlabel("trials")
             axes.grid(alpha=0.25)
             axes.legend(frameon=False, loc="lower right")

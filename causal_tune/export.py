@@ -30,7 +30,7 @@ from causal_tune.study.finalists import chosen_training, read_finalists
 from causal_tune.study.scores import VALIDATION, checkpoint_bytes, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
-__all__ = ["FALSE_POSITIVES", "export_detector", "role_of"]
+__all__ = ["FALSE_POSITIVES", "export_detector"]
 
 FALSE_POSITIVES = 0.05
 """The rate of false verdicts, of either class, that is wished for by default."""
@@ -149,13 +149,6 @@ def export_detector(
         if onnx_images:
             write_images(written, temporary)
     return load_detector(folder)
-
-
-def role_of(generator: str, spec: StudySpec) -> str:
-    """`trained on`, `chosen by` or `test`: what a generator was to the study."""
-    if generator in spec.train_generators:
-        return "trained on"
-    return "chosen by" if generator in spec.val_generators else "test"
 
 
 def _named(records: Sequence[TrialRecord], number: int, spec: StudySpec) -> TrialRecord:

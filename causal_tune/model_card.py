@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from causal_tune.selection import Roles
+
 __all__ = ["model_card"]
 
 
@@ -98,22 +100,17 @@ def _with_interval(metrics: Mapping[str, Any], name: str) -> str:
     return f"{_percent(value)} [{_percent(ends[0])}, {_percent(ends[1])}]"
 
 
-def _role(generator: str, provenance: Mapping[str, Any]) -> str:
-    if generator in provenance["train_generators"]:
-        return "trained on"
-    return "chosen by" if generator in provenance["val_generators"] else "test"
-
-
 def _table(description: Mapping[str, Any]) -> str:
+    trained_on, chosen_by = (
+        tuple(description["provenance"][f"{part}_generators"]) for part in ("train", "val")
+    )
+    roles = Roles(train_generators=trained_on, val_generators=chosen_by)
     lines = [
         "| generator | role | AP | TPR | accuracy | false alarms | found | unsure | n real | n generated |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     sets = [("validation split", "validation", description["metrics"]["validation"])]
-    sets += [
-        (name, _role(name, description["provenance"]), one)
-        for name, one in description["metrics"]["generators"].items()
-    ]
+    sets += [(name, roles.role_of(name), one) for name, one in description["metrics"]["generators"].items()]
     for name, role, one in sets:
         figures = [_with_interval(one, figure) for figure in ("ap", "tpr_at_5_fpr", "accuracy")]
         figures += [_verdicts(one, "real_as", "false_positives"), _verdicts(one, "generated_as", "found")]

@@ -47,6 +47,16 @@ class Roles:
     degraded_views: tuple[str, ...] = ()
     """Views of the validation split that the store has."""
 
+    def role_of(self, generator: str) -> str:
+        """`trained on`, `chosen by` or `test`; only the last is unseen.
+
+        >>> Roles(train_generators=("sd14",), val_generators=("cyclegan",)).role_of("cyclegan")
+        'chosen by'
+        """
+        if generator in self.train_generators:
+            return "trained on"
+        return "chosen by" if generator in self.val_generators else "test"
+
 
 Sets = Callable[[TrialRecord, Roles], list[dict[str, Any]]]
 

@@ -52,6 +52,19 @@ def run_cli(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
 
 
+def encode(images: Path, workspace: Path) -> tuple[Path, Path]:
+    """The index of a list of images, and the store of their features, by the command line."""
+    index = workspace / "index" / "small.parquet"
+    for words in (
+        ("index", images, "--layout", "csv", "-o", index),
+        ("extract", index, "--encoder", "tiny-random", "--workspace", workspace),
+    ):
+        result = run_cli(*words)
+        assert result.exit_code == 0, result.output
+    (store,) = (path for path in (workspace / "stores").iterdir() if (path / "store.json").exists())
+    return index, store
+
+
 @dataclass(frozen=True)
 class Finished:
     """A small study, from images to detector, made by the command line."""
@@ -92,14 +105,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Finis
     folder = tmp_path_factory.mktemp("finished")
     images = write_images(folder / "images", {"alpha": 60, "beta": 12, "gamma": 12})
     workspace = folder / "runs"
-    index = workspace / "index" / "small.parquet"
-    for words in (
-        ("index", images, "--layout", "csv", "-o", index),
-        ("extract", index, "--encoder", "tiny-random", "--workspace", workspace),
-    ):
-        result = run_cli(*words)
-        assert result.exit_code == 0, result.output
-    (store,) = (workspace / "stores").iterdir()
+    index, store = encode(images, workspace)
     tune = ["tune", "--store", store, "--space", "demo", "--study", "small", "--trials", 3]
     tune += ["--train-generator", "alpha", "--val-generators", "beta", "--workspace", workspace]
     tune += ["--max-concurrent", 1]  # a second worker takes longer to start than three trials

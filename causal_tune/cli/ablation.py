@@ -24,7 +24,6 @@ from causal_tune.cli.output import (
 )
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
-from causal_tune.export import role_of
 from causal_tune.images.choice import Choice
 from causal_tune.intervals import Interval
 from causal_tune.ledger import Ledger
@@ -162,9 +161,7 @@ def _show(
     if over.op or over.chosen_by:
         out.print()
         columns = ["generator", "role<", *(f"{arm} AP" for arm in ARMS)]
-        out.print(
-            table("By generator", columns, generator_rows(summary, over, lambda name: role_of(name, spec)))
-        )
+        out.print(table("By generator", columns, generator_rows(summary, over, spec.roles)))
 
 
 def _repeated(program: str) -> str:

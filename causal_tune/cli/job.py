@@ -23,12 +23,12 @@ from causal_tune.cli.output import (
     workspace_option,
     workspace_words,
 )
+from causal_tune.cli.reports import study_report
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.choice import Choice
-from causal_tune.report.content import build
 from causal_tune.report.page import write_report
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
@@ -120,7 +120,7 @@ def run_job(
     detector_path = workspace / "detectors" / study
     detector = export_detector(folder, detector_path)
     report_path = folder / "report" / "report.html"
-    report = build(folder)
+    report = study_report(folder)
     write_report(report, report_path.parent)
     withstands = next(
         (one for part in report.sections for one in part.tables if one.name == "robustness"), None

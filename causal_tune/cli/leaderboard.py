@@ -19,7 +19,6 @@ from causal_tune.cli.output import (
     under_workspace,
     workspace_option,
 )
-from causal_tune.export import role_of
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.selection import (
     CRITERIA,
@@ -49,7 +48,7 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
         return
     winner, value = ranked[0]
     sets = [("validation split", ", ".join(spec.train_generators), winner.validation)]
-    sets += [(name, role_of(name, spec), metrics) for name, metrics in winner.generators.items()]
+    sets += [(name, spec.roles.role_of(name), metrics) for name, metrics in winner.generators.items()]
     out.print(table(f"Winner: trial {winner.id}", METRIC_COLUMNS, metrics_rows(sets)))
     out.print(f"Chosen by {criterion} = {percent(value)}: {CRITERIA[criterion].summary}.")
     shown = {

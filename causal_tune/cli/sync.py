@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from causal_tune.cli.figures import study_figures
 from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
+from causal_tune.cli.reports import study_figures
 from causal_tune.ledger import Ledger
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from causal_tune.cli.figures import study_figures
 from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -20,6 +19,7 @@ from causal_tune.cli.output import (
     workspace_option,
     workspace_words,
 )
+from causal_tune.cli.reports import study_figures
 from causal_tune.errors import WorkFailed
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, rank, score
@@ -160,9 +160,8 @@ def run_tune(
         **settings,
     )
     path = study_path(workspace, study)
-    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec)
-    if figures:
-        tracker.draw = partial(study_figures, path)
+    draw = partial(study_figures, path) if figures else None
+    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=draw)
     before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
     num_failed = 0

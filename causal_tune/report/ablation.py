@@ -1,15 +1,15 @@
 """The ablation: the four arms of the paper's Table 5 over seeds, and a winner's terms switched off one at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from causal_tune.intervals import Interval, mean_interval, paired_difference
 from causal_tune.ledger import TrialRecord
-from causal_tune.report.measured import role
 from causal_tune.report.paper import plain_name
 from causal_tune.report.section import Section
 from causal_tune.report.tables import Table, over_seeds, percent, signed
+from causal_tune.selection import Roles
 from causal_tune.study.spec import StudySpec
 from causal_tune.trial import TrialConfig
 
@@ -180,11 +180,7 @@ def _over_seeds(records: Any, generator: str, metric: str) -> Interval | None:
 
 
 def _cell(interval: Interval | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "-"
-    text = f"{100 * interval.mean:+.2f}" if signed else percent(interval.mean)
-    half = interval.half_width
-    return text if half is None else f"{text} ± {100 * half:.2f}"
+    return "-" if interval is None else over_seeds(asdict(interval), signed=signed)
 
 
 def ablation_tables(
@@ -218,12 +214,10 @@ def _title(key: str) -> str:
     return f"{_AVERAGES[average]} {_METRICS[metric]}"
 
 
-def generator_rows(
-    summary: Mapping[str, Mapping[str, Any]], over: Averages, role: Callable[[str], str]
-) -> list[list[str]]:
+def generator_rows(summary: Mapping[str, Mapping[str, Any]], over: Averages, roles: Roles) -> list[list[str]]:
     """Rows generator, role, and the AP of every arm."""
     return [
-        [name, role(name), *(_cell(summary[arm]["generators"][name]["ap"]) for arm in ARMS)]
+        [name, roles.role_of(name), *(_cell(summary[arm]["generators"][name]["ap"]) for arm in ARMS)]
         for name in (*over.op, *over.chosen_by)
     ]
 
@@ -323,7 +317,7 @@ def _arms(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
                 name="ablation_generators",
                 caption="AP of every arm on each generator, in per cent.",
                 columns=["generator", "role<", *ARMS],
-                rows=generator_rows(summary, over, lambda name: role(name, spec)),
+                rows=generator_rows(summary, over, spec.roles),
             ),
         ],
     )

@@ -39,10 +39,8 @@ class _Head:
     scored: Mapping[str, Scored]
 
     def role(self, generator: str) -> str:
-        """What this study did with a generator; only `test` is unseen."""
-        if generator in self.spec.train_generators:
-            return "train"
-        return "chose" if generator in self.spec.val_generators else "test"
+        """What the generator was to this study."""
+        return self.spec.roles.role_of(generator)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +195,7 @@ def _what(heads: Sequence[_Head]) -> Section:
 
 
 def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[str]) -> Section:
-    marks = {"train": " †", "chose": " ‡", "test": ""}
+    marks = {"trained on": " †", "chosen by": " ‡", "test": ""}
 
     def cell(head: _Head, name: str, text: str) -> str:
         return "-" if name not in head.scored else text + marks[head.role(name)]

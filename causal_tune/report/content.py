@@ -22,10 +22,9 @@ from causal_tune.study.spec import StudySpec, read_spec
 __all__ = ["build"]
 
 
-def build(study_path: Path, index: Path | None = None, *, audit: bool = True) -> Report:
+def build(study_path: Path, index: Path | None = None) -> Report:
     """The report of a study; `index` is that of its images, where it is not in the workspace.
 
-    Without `audit` it says nothing of the images themselves, which takes as long as there are many of them.
     Where the features are gone it is of what the ledger kept, and says so. `StudyError` where the study has no trial
     that can be chosen, or a checkpoint is gone; `StoreError` where `index` lists other images.
     """
@@ -46,7 +45,7 @@ def build(study_path: Path, index: Path | None = None, *, audit: bool = True) ->
         _search(spec, records),
         *([_importance(spec, records, found)] if (found := importance(records, spec)) else []),
         _criteria(spec, records),
-        *([audited(spec, store, index)] if store and audit else []),
+        *([audited(spec, store, index)] if store else []),
         _recipe(store, spec, records, finalists),
     ]
     return Report(

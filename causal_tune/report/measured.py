@@ -21,9 +21,9 @@ from causal_tune.study.robustness import degraded_scores
 from causal_tune.study.scores import VALIDATION, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec
 
-__all__ = ["beside_paper", "measured", "remembered", "role"]
+__all__ = ["beside_paper", "measured", "remembered"]
 
-
+_ACCURACIES = ("accuracy", "real acc.", "gen. acc.", "acc. at val. threshold")
 _MASK_BY_EPOCH = "The mask on the validation split, epoch by epoch."
 
 
@@ -58,7 +58,7 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
         rows.append(
             [
                 name,
-                role(name, spec),
+                _role(name, spec),
                 with_ends(found["ap"], intervals.get("ap")),
                 with_ends(found["accuracy"], intervals.get("accuracy")),
                 percent(found["accuracy_real"], 1),
@@ -74,20 +74,7 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
     table = Table(
         name="generators",
         caption="The recommended head on each set, in per cent with 95 % intervals of the bootstrap over images.",
-        columns=[
-            "set",
-            "role<",
-            "AP",
-            "accuracy",
-            "real acc.",
-            "gen. acc.",
-            "acc. at val. threshold",
-            "AUC",
-            "TPR at 5 % FPR",
-            "ECE",
-            "n real",
-            "n gen.",
-        ],
+        columns=["set", "role<", "AP", *_ACCURACIES, "AUC", "TPR at 5 % FPR", "ECE", "n real", "n gen."],
         rows=rows,
     )
     shown = {name: one for name, one in scored.items() if not name.startswith("view/")}
@@ -118,7 +105,7 @@ def _against_probe(
             continue
         other = theirs[name]
         right, wrong = _discordant(one, other)
-        cells = [name, role(name, spec)]
+        cells = [name, _role(name, spec)]
         if one.has_both:
             counts = draw(one.labels, NUM_DRAWS, rng)
             drawn = resampled_ap(one, counts) - resampled_ap(other, counts)
@@ -285,7 +272,7 @@ def remembered(spec: StudySpec, chosen: Chosen, error: StoreError) -> Section:
     rows = [
         [
             name,
-            role(name, spec),
+            _role(name, spec),
             *(percent(one.get(share), 1) for share in shares),
             *(str(one[key]) for key in ("num_real", "num_generated")),
         ]
@@ -301,17 +288,7 @@ def remembered(spec: StudySpec, chosen: Chosen, error: StoreError) -> Section:
             Table(
                 name="generators",
                 caption="The recommended head on each set, in per cent, as it was judged when it was trained.",
-                columns=[
-                    "set",
-                    "role<",
-                    "AP",
-                    "accuracy",
-                    "real acc.",
-                    "gen. acc.",
-                    "acc. at val. threshold",
-                    "n real",
-                    "n gen.",
-                ],
+                columns=["set", "role<", "AP", *_ACCURACIES, "n real", "n gen."],
                 rows=rows,
             )
         ],
@@ -335,10 +312,6 @@ def beside_paper(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> l
     ]
 
 
-def role(name: str, spec: StudySpec) -> str:
+def _role(name: str, spec: StudySpec) -> str:
     """What a set was to the study: `validation`, `trained on`, `chosen by` or `test`."""
-    if name == VALIDATION or name.startswith("view/"):
-        return "validation"
-    if name in spec.train_generators:
-        return "trained on"
-    return "chosen by" if name in spec.val_generators else "test"
+    return "validation" if name == VALIDATION or name.startswith("view/") else spec.roles.role_of(name)

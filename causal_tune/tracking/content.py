@@ -93,12 +93,12 @@ def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", fi
 def gallery(run_id: str, figures: Figures) -> str:
     """The figures as Markdown that a run's page shows; their files are the run's artifacts."""
     # the address from which MLflow's pages show artifacts, relative to the page
-    return "\n\n".join(
-        f"{caption} `{path}`\n\n![{path}](get-artifact?{urlencode({'path': path, 'run_uuid': run_id})})"
-        for caption, path in (
-            (caption, f"{FIGURES}/{name}.svg") for name, (caption, _) in figures.drawn.items()
-        )
-    )
+    shown = []
+    for name, (caption, _) in figures.drawn.items():
+        path = f"{FIGURES}/{name}.svg"
+        address = f"get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"
+        shown.append(f"{caption} `{path}`\n\n![{path}]({address})")
+    return "\n\n".join(shown)
 
 
 def gallery_of(page: str) -> str:

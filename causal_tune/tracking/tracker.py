@@ -76,7 +76,7 @@ class Tracker:
         experiment: str,
         spec: StudySpec,
         *,
-        draw: Callable[[str], Figures | None] = lambda shown: None,
+        draw: Callable[[str], Figures | None] | None = None,
     ) -> None:
         self.uri = uri
         self.experiment = experiment
@@ -195,7 +195,7 @@ class Tracker:
             self._log_machine()
             # not when it was delivered, which may be days later
             self._client.set_terminated(self.parent_run_id, end_time=max(self._began_ms, self._ended_ms))
-        figures = self.draw(self._figures_of) if best is not None else None
+        figures = self.draw(self._figures_of) if self.draw and best is not None else None
         if figures is not None:
             with self._refusals(Exception):  # a store of artifacts raises what its own library does
                 for name, (_, svg) in figures.drawn.items():

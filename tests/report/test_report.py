@@ -42,6 +42,12 @@ def ends(cell: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished workspace, whose study may be changed."""
+    return Path(shutil.copytree(finished.workspace, tmp_path / "runs"))
+
+
 def write(study: Path, folder: Path, workspace: Path) -> dict[str, bytes]:
     result = run_cli("report", study, "-o", folder, "--workspace", workspace)
     assert result.exit_code == 0, result.output
@@ -183,11 +189,9 @@ def test_without_its_features_a_study_is_told_from_its_ledger(finished: Finished
 @pytest.mark.ray
 @pytest.mark.slow
 def test_where_the_probe_wins_the_mask_is_that_of_the_best_head_that_has_one(
-    finished: Finished, tmp_path: Path
+    copied: Path, tmp_path: Path
 ) -> None:
-    workspace = tmp_path / "runs"
-    shutil.copytree(finished.workspace, workspace)
-    study = workspace / "studies" / "small"
+    study = copied / "studies" / "small"
     ledger = Ledger(study / "trials")
     probe = next(record for record in ledger.records() if record.mask is None)
     beta = {**probe.generators["beta"], "ap": 1.0}
@@ -201,17 +205,15 @@ def test_where_the_probe_wins_the_mask_is_that_of_the_best_head_that_has_one(
                     record, collapsed="ones", generators={**record.generators, "beta": {**beta, "ap": 0.5}}
                 )
             )
-    text = write(study, tmp_path / "report", workspace)["report.md"].decode()
+    text = write(study, tmp_path / "report", copied)["report.md"].decode()
     assert re.search(r"The recommended head has no mask: this is trial 0000\d-\w+, the best", text)
     assert "It has collapsed to all ones" in text
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_that_went_badly_is_told_as_it_is(finished: Finished, tmp_path: Path) -> None:
-    workspace = tmp_path / "runs"
-    shutil.copytree(finished.workspace, workspace)
-    study = workspace / "studies" / "small"
+def test_a_study_that_went_badly_is_told_as_it_is(copied: Path, tmp_path: Path) -> None:
+    study = copied / "studies" / "small"
     ledger = Ledger(study / "trials")
     known = ledger.records()[1]
     for place, state, reason in (
@@ -223,7 +225,7 @@ def test_a_study_that_went_badly_is_told_as_it_is(finished: Finished, tmp_path: 
         ledger.add(replace(bare, number=place, id=f"{place:05d}-0", state=state, reason=reason))
     one_class = {**known.generators, "gamma": {**known.generators["gamma"], "ap": None}}
     ledger.add(replace(known, number=6, id="00006-0", collapsed="ones", generators=one_class))
-    files = write(study, tmp_path / "report", workspace)
+    files = write(study, tmp_path / "report", copied)
     text = files["report.md"].decode()
     assert "7 trials: 1 duplicate, 1 failed, 4 finished, 1 pruned" in text
     assert "1 x the loss <became> nan" in text
@@ -239,11 +241,9 @@ def test_a_study_that_went_badly_is_told_as_it_is(finished: Finished, tmp_path: 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_what_mattered_is_told_of_enough_trials_and_drawn_with_its_points(
-    finished: Finished, tmp_path: Path
+    copied: Path, tmp_path: Path
 ) -> None:
-    workspace = tmp_path / "runs"
-    shutil.copytree(finished.workspace, workspace)
-    study = workspace / "studies" / "small"
+    study = copied / "studies" / "small"
     spec = read_spec(study)
     ledger = Ledger(study / "trials")
     known = next(record for record in ledger.records() if record.config["head"] == "causal")
@@ -256,7 +256,7 @@ def test_what_mattered_is_told_of_enough_trials_and_drawn_with_its_points(
             known, number=number, id=f"{number:05d}-0", config={**known.config, **drawn}, generators=sets
         )
         ledger.add(replace(record, validation={**known.validation, "ap": 0.5 + tau / 5}))
-    files = write(study, tmp_path / "report", workspace)
+    files = write(study, tmp_path / "report", copied)
     rows = rows_of(tmp_path / "report" / "tables" / "importance.csv")
     assert rows[0]["hyperparameter"] == "tau"
     assert "Told from chance" in files["report.md"].decode()
@@ -268,4 +268,4 @@ def test_what_mattered_is_told_of_enough_trials_and_drawn_with_its_points(
         lines = pa.ipc.open_file(source).read_all().to_pylist()
     assert len(lines) == sum(score(one, spec.criterion, spec.roles) is not None for one in ledger.records())
     assert max(line["tau"] for line in lines if line["tau"]) <= 2.0
-    assert files == write(study, tmp_path / "report", workspace)  # what is there already is written anew
+    assert files == write(study, tmp_path / "report", copied)  # what is there already is written anew

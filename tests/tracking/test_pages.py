@@ -22,7 +22,7 @@ from causal_tune.selection import rank
 from causal_tune.study.space import load_space
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
-from tests.conftest import run_cli, write_images
+from tests.conftest import encode, run_cli, write_images
 from tests.tracking.server import mlflow_server
 from tests.tracking.studies import drawn_records, make_spec
 
@@ -79,18 +79,11 @@ def server(workspace: Path, browser: Any) -> Iterator[str]:  # nothing is made w
 def forty(workspace: Path, server: str, ray_local: None) -> Shown:
     """A study from images to the registered winner, by the command line; its heads train for two epochs."""
     images = write_images(workspace / "images", {"alpha": 60, "beta": 30, "gamma": 30})
-    index = workspace / "index" / "small.parquet"
-    for words in (
-        ("index", images, "--layout", "csv", "-o", index),
-        ("extract", index, "--encoder", "tiny-random", "--workspace", workspace),
-    ):
-        result = run_cli(*words)
-        assert result.exit_code == 0, result.output
-    (store,) = (workspace / "stores").glob("*/store.json")
+    _, store = encode(images, workspace)
     space = load_space("demo")
     run_tune(
         workspace=workspace,
-        store=store.parent,
+        store=store,
         study="forty",
         trials=40,
         space=dataclasses.replace(space, defaults={**space.defaults, "max_epochs": 2, "min_epoch_steps": 2}),

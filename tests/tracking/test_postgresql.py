@@ -7,9 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,9 @@ from mlflow.tracking import MlflowClient
 from causal_tune.ledger import Ledger
 from tests.conftest import Finished, run_cli
 from tests.ports import free_port
-from tests.s3 import serving
+from tests.s3 import serving as s3_serving
 from tests.shown import shown
+from tests.tracking.server import serving
 
 pytest.importorskip("psycopg", reason="MLflow reaches PostgreSQL through psycopg")
 pytest.importorskip("boto3", reason="MLflow reaches S3 through boto3")
@@ -64,44 +63,6 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def mlflow_server(
-    port: int, database: str, artifacts: str, log: Path, environment: dict[str, str]
-) -> Iterator[None]:
-    """The page's server; it ends by kill -9, with its workers."""
-    changed = {
-        "0.0.0.0": "127.0.0.1",
-        "5000": str(port),
-        "SERVER:5000": f"127.0.0.1:{port}",
-        "postgresql://USER@HOST/DATABASE": database,
-        "s3://BUCKET/mlflow": artifacts,
-    }
-    words = [sys.executable, "-m", *shown("cluster.md", "mlflow server", changed), "--workers", "1"]
-    with log.open("a") as out:
-        server = subprocess.Popen(
-            words,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            env={**os.environ, **environment},
-        )
-    try:
-        deadline = time.monotonic() + 200
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.2)
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, 9)
-        server.wait()
-
-
 def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
     finished: Finished, postgresql: str, tmp_path: Path
 ) -> None:
@@ -118,17 +79,20 @@ def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
         assert len(by_trial) == len(runs), "a trial has two runs"
         return by_trial
 
-    with serving(tmp_path, cache="5m") as s3:
+    with s3_serving(tmp_path, cache="5m") as s3:
         (tmp_path / "bucket").mkdir()
-        environment = {
-            **s3.environment,
-            "MLFLOW_S3_ENDPOINT_URL": f"http://{s3.address}",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven processes, whose start takes a minute
+        environment = {**s3.environment, "MLFLOW_S3_ENDPOINT_URL": f"http://{s3.address}"}
+        changed = {
+            "0.0.0.0": "127.0.0.1",
+            "5000": str(port),
+            "SERVER:5000": f"127.0.0.1:{port}",
+            "postgresql://USER@HOST/DATABASE": postgresql,
+            "s3://BUCKET/mlflow": "s3://bucket/mlflow",
         }
-        server = (port, postgresql, "s3://bucket/mlflow", tmp_path / "mlflow.log", environment)
+        server = (shown("cluster.md", "mlflow server", changed), port, tmp_path / "mlflow.log")
         tune = f"tune --store {finished.store} --space demo --study served --trials {NUM_TRIALS} --max-concurrent 1"
         tune += f" --train-generator alpha --val-generators beta --workspace {finished.workspace}"
-        with mlflow_server(*server):
+        with serving(*server, **environment):
             study = subprocess.Popen(
                 [sys.executable, "-m", "causal_tune", *tune.split(), "--tracking-uri", uri],
                 stdout=subprocess.DEVNULL,
@@ -146,7 +110,7 @@ def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
         records = Ledger(trials).records()
         assert len(records) == NUM_TRIALS
 
-        with mlflow_server(*server):
+        with serving(*server, **environment):
             num_complete = sum(run.info.status == "FINISHED" for run in delivered().values())
             assert 0 < num_complete < NUM_TRIALS
             sync = ("sync", "served", "--tracking-uri", uri, "--workspace", finished.workspace)

@@ -1,7 +1,9 @@
-"""A study's figures for MLflow: those of its report."""
+"""A study's report, built once for the page and for MLflow."""
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from causal_tune import __version__
 from causal_tune.cli.output import err
@@ -9,7 +11,10 @@ from causal_tune.ledger import Ledger
 from causal_tune.study.finalists import FINALISTS
 from causal_tune.tracking import Figures
 
-__all__ = ["study_figures"]
+if TYPE_CHECKING:
+    from causal_tune.report.section import Report
+
+__all__ = ["study_figures", "study_report"]
 
 _WINNERS = {"roc", "calibration", "mask", "mask_dimensions", "features", "robustness"}
 """Figures that show one head; the others show the search."""
@@ -20,12 +25,8 @@ def study_figures(study_path: Path, shown: str = "") -> Figures | None:
     of = _state(study_path)
     if of == shown:
         return None
-    from causal_tune.report.content import (
-        build,
-    )  # matplotlib and others, for which no command waits at its start
-
     try:
-        sections = build(study_path, audit=False).sections
+        sections = _report(study_path, of).sections
     except Exception as error:  # noqa: BLE001 - the study stands without its figures
         err.print(f"Warning: MLflow gets no figures of {study_path.name}: {error}", markup=False)
         return None
@@ -38,8 +39,21 @@ def study_figures(study_path: Path, shown: str = "") -> Figures | None:
     return Figures(of=of, drawn={name: drawn[name] for name in search_first})
 
 
+def study_report(study_path: Path) -> "Report":
+    """The report of a study; the one that its figures for MLflow were taken from, where nothing came after them."""
+    return _report(study_path, _state(study_path))
+
+
+@lru_cache(maxsize=1)
+def _report(study_path: Path, state: str) -> "Report":
+    # here: it brings matplotlib and others, for which no command waits at its start
+    from causal_tune.report.content import build
+
+    return build(study_path)
+
+
 def _state(study_path: Path) -> str:
-    """A digest of what the figures are a function of; the records of a ledger do not change."""
+    """A digest of what the report is a function of; the records of a ledger do not change."""
     finalists = study_path / FINALISTS
     parts = [__version__, *(record.id for record in Ledger(study_path / "trials").records())]
     parts += [finalists.read_text(encoding="utf-8")] if finalists.is_file() else []
