@@ -3,9 +3,7 @@
 from typing import TypedDict
 
 import numpy as np
-import sklearn
 from numpy.typing import ArrayLike
-from sklearn.metrics import average_precision_score
 
 from causal_tune.errors import CausalTuneError
 
@@ -32,8 +30,10 @@ class Metrics(TypedDict):
 def average_precision(logits: ArrayLike, labels: ArrayLike) -> float | None:
     """Average precision of scores `logits` [N] for `labels` [N] (1 generated); None when a class is missing.
 
-    scikit-learn's: the mean of the precision at each recall step, not interpolated. With one class there
-    is nothing to rank; None, and never 0 or 1, keeps such a set out of every mean.
+    The precision at each recall step, weighted by the step, not interpolated; equal scores are one step. It is the
+    number of scikit-learn's `average_precision_score`, to the bit, without the second that importing that takes every
+    worker of a study. With one class there is nothing to rank; None, and never 0 or 1, keeps such a set out of every
+    mean.
 
     >>> average_precision([3.0, 2.0, 1.0], [1, 0, 1])
     0.8333333333333333
@@ -43,9 +43,13 @@ def average_precision(logits: ArrayLike, labels: ArrayLike) -> float | None:
     scores, truth = _checked(logits, labels)
     if truth.all() or not truth.any():
         return None
-    # its checks of the arguments take longer than the work, and are done above
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        return float(average_precision_score(truth, scores))
+    order = np.argsort(scores)[::-1]
+    scores, truth = scores[order], truth[order]
+    last_of_equals = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
+    found = np.cumsum(truth)[last_of_equals]
+    precision = found / (last_of_equals + 1)
+    steps = np.diff(found / found[-1], prepend=0.0)
+    return float(np.sum((steps * precision)[::-1]))  # from the far end, as scikit-learn adds them
 
 
 def best_threshold(logits: ArrayLike, labels: ArrayLike) -> float:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from causal_tune.errors import CausalTuneError
 from causal_tune.metrics import average_precision, best_threshold, score_metrics
@@ -28,6 +29,15 @@ def test_average_precision_is_its_definition_also_with_ties(rows):
         assert average_precision(scores, labels) == pytest.approx(ap_by_definition(scores, labels))
     else:
         assert average_precision(scores, labels) is None
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 300), st.sampled_from([0, 1, 6]))
+def test_average_precision_is_scikit_learns_to_the_bit(seed, number, decimals):
+    rng = np.random.default_rng(seed)
+    labels = np.append([0, 1], rng.integers(0, 2, number - 2))
+    scores = rng.normal(size=number).round(decimals)
+    assert average_precision(scores, labels) == average_precision_score(labels, scores)
 
 
 def test_all_measures_of_a_set_worked_out_by_hand():

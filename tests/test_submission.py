@@ -260,13 +260,19 @@ def test_a_second_machine_takes_the_trials_that_the_first_has_no_room_for(
     assert [record.state for record in records_of(checkout, "two")] == ["finished"] * 3
 
 
-def test_an_address_at_which_nothing_listens_is_told_at_once() -> None:
-    address = f"127.0.0.1:{free_port()}"
-    words = f"from causal_tune.cluster import connected\nwith connected({address!r}): pass"
+def test_an_address_at_which_nothing_listens_is_told_at_once_and_makes_no_study(
+    undisturbed: str, checkout: Path
+) -> None:
+    address, runs = f"127.0.0.1:{free_port()}", checkout / "causal_tune_runs"
+    (store,) = (runs / "stores").iterdir()
+    tune = [sys.executable, "-m", "causal_tune", "tune", "--store", str(store), "--study", "unmade"]
+    tune += ["--trials", "1", "--train-generator", "sd14", "--workspace", str(runs), "--address", address]
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
-    assert f"StudyError: No Ray answers at {address}: [Errno 111] Connection refused" in done.stderr
+    done = subprocess.run(tune, cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"No Ray answers at {address}: [Errno 111] Connection refused" in " ".join(done.stderr.split())
     assert time.monotonic() - began < 60  # importing Ray included; Ray itself tries for minutes
+    assert not (runs / "studies" / "unmade" / "study.json").exists()
 
 
 def test_with_a_token_a_submission_continues_and_without_it_is_refused(

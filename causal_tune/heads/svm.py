@@ -8,8 +8,6 @@ from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 
 from causal_tune.causal.layers import probe
@@ -76,6 +74,10 @@ class SvmHead(nn.Module):
 
         `TrialFailed` where it does not converge.
         """
+        # here, for it takes a second that the workers of other heads need not wait
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.svm import LinearSVC
+
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
         machine = LinearSVC(C=self.settings.svm_c, dual="auto", random_state=seed, max_iter=_ITERATIONS)
         with warnings.catch_warnings():

@@ -6,12 +6,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from ray import tune
@@ -23,10 +23,11 @@ from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFai
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
-from causal_tune.selection import Roles, rank
+from causal_tune.selection import rank
+from causal_tune.study.delivery import Delivery, Tracker
 from causal_tune.study.journal import JOURNAL, Journal
 from causal_tune.study.node_store import serve_store
-from causal_tune.study.search import Endings, LedgerSearch, memory_kills_lose_workers
+from causal_tune.study.search import LedgerSearch, Turns, memory_kills_lose_workers
 from causal_tune.study.spec import StudySpec, freeze, study_path
 from causal_tune.study.worker import TrialWorker, Work, failed_record, train_on_store
 
@@ -44,27 +45,6 @@ _TUNE_SETTINGS = {
 _TIMES_ALONE = 2
 _PAUSE_S = 10  # before the second time: what fills the memory may not be of this study, and pass
 _BLAMED_IN_A_ROW = 3
-
-
-class Tracker(Protocol):
-    """Where trials are shown while they end: `tracking.Tracker`, or a user's own. Raises `TrackingError`."""
-
-    spec: StudySpec
-
-    def start(self) -> None:
-        """Find or make the study's place; called once, before any trial."""
-
-    def sync(self, records: Iterable[TrialRecord]) -> int:
-        """Deliver what is not there yet; how many that were."""
-
-    def log_trial(self, record: TrialRecord, roles: Roles) -> None:
-        """Deliver one trial."""
-
-    def watched(self) -> AbstractContextManager[object]:
-        """Entered while trials run; after `start`."""
-
-    def finish(self, best: TrialRecord | None) -> None:
-        """The study has ended, with this winner."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,10 +117,7 @@ def run_study(
                 f"The store {store.path} has the fingerprint {store.fingerprint}, the study {spec.name!r} "
                 f"was made for {spec.store_fingerprint}. Point --store at that one, or use another --study name."
             )
-        run = _Run(spec, path, num_trials, on_event, tracker)
-        run.start_tracker()
-        freeze(spec, workspace)  # only now: a study that cannot be shown or stored is not half-made
-        return run.go(ray_address, work)
+        return _Run(spec, workspace, num_trials, on_event, tracker).go(ray_address, work)
 
 
 class _Run:
@@ -149,53 +126,74 @@ class _Run:
     def __init__(
         self,
         spec: StudySpec,
-        path: Path,
+        workspace: Path | str,
         num_trials: int,
         on_event: Callable[[StudyEvent], None] | None,
         tracker: Tracker | None,
     ) -> None:
-        self.spec, self.path, self.num_trials = spec, path, num_trials
-        self.on_event, self.tracker = on_event, tracker
+        self.spec, self.workspace, self.num_trials = spec, workspace, num_trials
+        self.path = path = study_path(workspace, spec.name)
+        self.on_event = on_event
+        self.tracker = tracker
+        if tracker and tracker.spec.uid != spec.uid:
+            # the study existed before: its runs are known by the identity it was made with
+            tracker.spec = spec
+        self.delivery = Delivery(tracker, spec.roles) if tracker else None
         self.ledger = Ledger(path / "trials")
         self.records = {record.number: record for record in self.ledger.records()}
         self.num_before = len(self.records)
         self.journal: Journal | None = None
-        self.tracking_broken = False
-
-    def start_tracker(self) -> None:
-        if self.tracker:
-            if self.tracker.spec.uid != self.spec.uid:
-                # the study existed before: its runs are known by the identity it was made with
-                self.tracker.spec = self.spec
-            self.tracker.start()
-            self.tracker.sync(self.records.values())
+        self.is_sure = False
+        self.watching = ExitStack()
 
     def go(self, ray_address: str | None, work: Work) -> StudyResult:
         started = time.time()
-        self._tell("started")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self.delivery or nullcontext():  # MLflow loads while Ray starts
+            with ExitStack() as stack:
+                if is_missing := any(number not in self.records for number in range(self.num_trials)):
+                    stack.enter_context(connected(ray_address))
+                if self.delivery:
+                    self.delivery.start(self.records.values())  # and while workers load
+                self.watching = stack
+                if is_missing:
+                    stack.enter_context(_stop_signals())
+                    self._search_or_stop(work)
+                self.make_sure()
+            return self._end(started)
+
+    def make_sure(self) -> None:
+        """Called before anything is kept: a study that can be run or shown nowhere is not half-made."""
+        if self.is_sure:
+            return
+        if self.delivery and self.tracker:
+            self.delivery.ready()
+            self.watching.enter_context(self.tracker.watched())
+        freeze(self.spec, self.workspace)
+        self.is_sure = True
+        self._tell("started")
         try:
             self.journal = Journal(self.path / JOURNAL, self.spec, self.records.values())
         except OSError as error:
             self._tell(
                 "warning", message=f"{JOURNAL} cannot be written: {error}. The study does not need it."
             )
-        if any(number not in self.records for number in range(self.num_trials)):
-            watched = self.tracker.watched() if self.tracker else nullcontext()
-            with connected(ray_address), _stop_signals(), watched:
-                try:
-                    self._search(work)
-                except KeyboardInterrupt:
-                    raise WorkFailed(
-                        f"The study {self.spec.name!r} was stopped: {len(self.records)} of {self.num_trials} "
-                        f"trials are done and kept in {self.path}. Run the same command again to continue."
-                    ) from None
+
+    def _search_or_stop(self, work: Work) -> None:
+        try:
+            self._search(work)
+        except KeyboardInterrupt:
+            raise WorkFailed(
+                f"The study {self.spec.name!r} was stopped: {len(self.records)} of {self.num_trials} "
+                f"trials are done and kept in {self.path}. Run the same command again to continue."
+            ) from None
+
+    def _end(self, started: float) -> StudyResult:
         ranked = rank(self.records.values(), self.spec.criterion, self.spec.roles)
         best = ranked[0][0] if ranked else None
-        if self.tracker:
+        if self.delivery:
             try:
-                self.tracker.sync(self.records.values())
-                self.tracker.finish(best)
+                self.delivery.finish(self.records.values(), best)
             except TrackingError as error:
                 self._tell("warning", message=str(error))
         self._tell("ended")
@@ -258,6 +256,7 @@ class _Run:
             self.records.values(),
             num_trials=self.num_trials,
             record=self._record,
+            on_start=self.make_sure,
             alone=alone,
         )
         for left_over in self.path.glob(".tune-*"):  # of a driver that was killed; the lock is ours
@@ -283,7 +282,7 @@ class _Run:
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                         # among others a lost node costs its trials one repetition, and no round
                         failure_config=tune.FailureConfig(max_failures=1 if alone is None else 0),
-                        callbacks=[Endings(search)],
+                        callbacks=[Turns(search)],
                     ),
                 ).fit()
         except TuneError as error:
@@ -296,7 +295,8 @@ class _Run:
             shutil.rmtree(scratch, ignore_errors=True)
         return search
 
-    def _record(self, record: TrialRecord, checkpoint: bytes | None) -> None:
+    def _record(self, record: TrialRecord, checkpoint: bytes | memoryview | None) -> None:
+        self.make_sure()  # a repeated trial ends without a start
         try:
             if record.checkpoint and checkpoint is not None:  # before the record that names it
                 with atomic_path(self.path / "checkpoints" / record.checkpoint) as temporary:
@@ -314,12 +314,10 @@ class _Run:
             except OSError as error:  # the next start makes it anew from the ledger
                 self.journal = None
                 self._tell("warning", message=f"{JOURNAL} cannot be written: {error}. The study goes on.")
-        if self.tracker and not self.tracking_broken:
-            try:
-                self.tracker.log_trial(record, self.spec.roles)
-            except TrackingError as error:
-                self.tracking_broken = True  # each further attempt would wait for its time-outs
-                self._tell("warning", message=f"{error} The study goes on without it.")
+        if self.delivery:
+            self.delivery.log_trial(record)
+            if problem := self.delivery.take_problem():
+                self._tell("warning", message=f"{problem} The study goes on without it.")
         self._tell("trial", record=record)
 
     def _tell(self, kind: str, *, record: TrialRecord | None = None, message: str = "") -> None:

@@ -20,7 +20,7 @@ from causal_tune.study.spec import StudySpec
 from causal_tune.study.suggestion import Outcome, Suggester, same_trial
 from causal_tune.study.worker import duplicate_record
 
-__all__ = ["Endings", "LedgerSearch", "loss", "memory_kills_lose_workers", "outcome"]
+__all__ = ["LedgerSearch", "Turns", "loss", "memory_kills_lose_workers", "outcome"]
 
 OBJECTIVE = "objective"
 
@@ -30,8 +30,9 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
 
     Unlike Ray's own `OptunaSearch` nothing of it is ever saved or restored: the ledger is its memory. `record` is
     called once for each trial that ends, with the bytes of its checkpoint if it has one; what it raises is kept in
-    `failure`, because Ray Tune would only log it, and ends the search. A lost worker ends the search too, and is
-    remembered in `lost`. `alone` names the one trial that is searched for.
+    `failure`, because Ray Tune would only log it, and ends the search. `on_start` is called whenever a trial is about
+    to run; what it raises ends Ray Tune. A lost worker ends the search too, and is remembered in `lost`. `alone` names
+    the one trial that is searched for.
     """
 
     def __init__(
@@ -40,13 +41,15 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
         records: Iterable[TrialRecord],
         *,
         num_trials: int,
-        record: Callable[[TrialRecord, bytes | None], None],
+        record: Callable[[TrialRecord, bytes | memoryview | None], None],
+        on_start: Callable[[], None] = lambda: None,
         alone: int | None = None,
     ) -> None:
         self._spec = spec
         self._space = spec.search_space()
         super().__init__(metric=OBJECTIVE, mode="max")
         self._record = record
+        self.on_start = on_start
         self._suggester = Suggester(
             self._space,
             sampler=spec.sampler,
@@ -118,13 +121,17 @@ class LedgerSearch(Searcher):  # type: ignore[misc]  # ray ships no types
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Hand on the record of a trial that ended by itself (`Endings` tells of the others)."""
+        """Hand on the record of a trial that ended by itself (`Turns` tells of the others)."""
         if result and "record" in result:
-            self.settle(TrialRecord.from_json(json.loads(result["record"])), result.get("checkpoint"))
+            checkpoint = result.get("checkpoint")
+            self.settle(
+                TrialRecord.from_json(json.loads(result["record"])),
+                None if checkpoint is None else checkpoint.data,
+            )
         elif result and "broken" in result and not self.failure:
             self.failure = StoreError(result["broken"])
 
-    def settle(self, record: TrialRecord, checkpoint: bytes | None = None) -> None:
+    def settle(self, record: TrialRecord, checkpoint: bytes | memoryview | None = None) -> None:
         """Take a trial's end to the ledger, once."""
         if self.failure or record.number in self._records:
             return
@@ -177,11 +184,15 @@ def outcome(record: TrialRecord, spec: StudySpec) -> Outcome:
     return Outcome(values=None if value is None else (value,), constraints=constraints)
 
 
-class Endings(tune.Callback):  # type: ignore[misc]  # ray ships no types
-    """Tells the search of trials whose workers were lost, and lets go of checkpoints."""
+class Turns(tune.Callback):  # type: ignore[misc]  # ray ships no types
+    """Tells the search of trials that start and of lost workers, and lets go of checkpoints."""
 
     def __init__(self, search: LedgerSearch) -> None:
         self._search = search
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Ray Tune when the trial's worker is there."""
+        self._search.on_start()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Ray Tune keeps the last result of every trial; the checkpoint in it is on the disk by now."""

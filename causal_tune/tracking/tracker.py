@@ -65,9 +65,9 @@ def default_uri(workspace: Path | str) -> str:
 class Tracker:
     """A study's runs on one tracking server or in one database.
 
-    Call `start` before the others. Every method raises `TrackingError` where MLflow refuses or cannot
-    be reached; no trial is lost by that, since `sync` delivers from the ledger. `draw` gives the study's figures once
-    it has ended, or None where they would be those whose `Figures.of` it is given.
+    Call `start` before the others; it calls `connect` if that was not done. Every method raises `TrackingError` where
+    MLflow refuses or cannot be reached; no trial is lost by that, since `sync` delivers from the ledger. `draw` gives
+    the study's figures once it has ended, or None where they would be those whose `Figures.of` it is given.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class Tracker:
         self._gallery, self._figures_of = "", ""
         self._machine = Machine()
 
-    def start(self) -> None:
-        """Find or create the experiment and the study's parent run, and learn what is delivered.
+    def connect(self) -> None:
+        """Load MLflow, and reach the server or make the database; nothing of the study is written.
 
         A server that does not answer is told within about ten seconds.
         """
@@ -101,6 +101,11 @@ class Tracker:
             with self._refusals():
                 self._database.parent.mkdir(parents=True, exist_ok=True)
         self._client = _connect(self.uri)
+
+    def start(self) -> None:
+        """Find or create the experiment and the study's parent run, and learn what is delivered."""
+        if self._client is None:
+            self.connect()
         with self._refusals():
             self.experiment_id = self._find_experiment()
             self.parent_run_id = self._find_parent()
@@ -116,10 +121,9 @@ class Tracker:
         self._ended_ms = max(self._ended_ms, ended_ms)
         if complete:
             return
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Metric, Param
 
         began_ms = ended_ms - int(1000 * record.timings.get("trial_s", 0.0))
-        tags = self._trial_tags(record)
         metrics = [
             Metric(name, value, ended_ms, step)  # a fixed time: the same metric twice is one metric
             for name, value, step in metrics_of(record, roles)
@@ -133,17 +137,12 @@ class Tracker:
                     self.experiment_id,
                     start_time=began_ms,
                     run_name=run_name(record),
-                    tags={_PARENT: self.parent_run_id, _TRIAL: record.id},
+                    tags={_PARENT: self.parent_run_id, _TRIAL: record.id, **self._trial_tags(record)},
                 )
                 run_id = run.info.run_id
                 self._runs[record.id] = (run_id, False)
-            first = metrics[: _MAX_METRICS - len(params) - len(tags)]
-            self._client.log_batch(
-                run_id,
-                metrics=first,
-                params=params[:_MAX_PARAMS],
-                tags=[RunTag(key, value) for key, value in tags.items()],
-            )
+            first = metrics[: _MAX_METRICS - len(params)]
+            self._client.log_batch(run_id, metrics=first, params=params[:_MAX_PARAMS])
             self._log(run_id, metrics[len(first) :])
             status = {"finished": "FINISHED", "failed": "FAILED"}.get(record.state, "KILLED")
             self._client.set_terminated(run_id, status=status, end_time=ended_ms)

@@ -249,6 +249,9 @@ class FailingTracker:
     def __init__(self, spec):
         self.spec, self.delivered, self.attempts = spec, [], 0
 
+    def connect(self):
+        pass
+
     def start(self):
         pass
 
@@ -290,7 +293,8 @@ def test_failing_trials_and_a_tracking_server_that_goes_away_do_not_stop_the_stu
 
 def test_a_ledger_that_cannot_be_written_is_told_with_the_cause(tmp_path, undisturbed):
     study = _Run(tiny.make_tiny_spec(tmp_path), tmp_path, 1, None, None)
-    (tmp_path / "trials").write_text("a file where the folder should be")
+    study.path.mkdir(parents=True)
+    (study.path / "trials").write_text("a file where the folder should be")
     with pytest.raises(StudyError, match="cannot be written"):
         study._record(undisturbed.records[0], b"")
 
@@ -301,7 +305,7 @@ def test_a_checkpoint_is_on_the_disk_before_the_record_that_names_it(tmp_path, u
     monkeypatch.setattr(study.ledger, "add", lambda record: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(StudyError, match="no space left"):
         study._record(record, b"the head")
-    assert (tmp_path / "checkpoints" / record.checkpoint).read_bytes() == b"the head"
+    assert (study.path / "checkpoints" / record.checkpoint).read_bytes() == b"the head"
 
 
 @pytest.mark.journey

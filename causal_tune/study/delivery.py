@@ -1,0 +1,104 @@
+"""Trials on their way to the tracker: one thread, beside the study, in the order in which they ended.
+
+A trial's slot never waits for MLflow, whether that is a file on this machine or a server a continent away.
+"""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol
+
+from causal_tune.errors import TrackingError
+from causal_tune.ledger import TrialRecord
+from causal_tune.selection import Roles
+from causal_tune.study.spec import StudySpec
+
+__all__ = ["Delivery", "Tracker"]
+
+
+class Tracker(Protocol):
+    """Where trials are shown while they end: `tracking.Tracker`, or a user's own. Raises `TrackingError`.
+
+    It is called by one thread at a time.
+    """
+
+    spec: StudySpec
+
+    def connect(self) -> None:
+        """Reach the server, or make the database; nothing of the study yet. Called once, before `start`."""
+
+    def start(self) -> None:
+        """Find or make the study's place; called once, before any trial."""
+
+    def sync(self, records: Iterable[TrialRecord]) -> int:
+        """Deliver what is not there yet; how many that were."""
+
+    def log_trial(self, record: TrialRecord, roles: Roles) -> None:
+        """Deliver one trial."""
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Entered while trials run; after `start`."""
+
+    def finish(self, best: TrialRecord | None) -> None:
+        """The study has ended, with this winner."""
+
+
+class Delivery:
+    """A context around a study's run that connects the tracker at once and has delivered, or failed to, at its end."""
+
+    def __init__(self, tracker: Tracker, roles: Roles) -> None:
+        self._tracker, self._roles = tracker, roles
+        self._thread = ThreadPoolExecutor(1, "tracking")
+        self._connected: Future[None]
+        self._started: Future[None]
+        self._is_broken = False
+        self._problem: Exception | None = None
+
+    def __enter__(self) -> "Delivery":
+        self._connected = self._thread.submit(self._tracker.connect)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+
+    def start(self, records: Iterable[TrialRecord]) -> None:
+        """Find or make the study's place, and deliver what it lacks of `records`, soon: `ready` waits for it."""
+        self._started = self._thread.submit(self._start, list(records))
+
+    def ready(self) -> None:
+        """Wait for `start`; `TrackingError` where MLflow did not answer or refused."""
+        self._started.result()
+
+    def log_trial(self, record: TrialRecord) -> None:
+        """Deliver one trial, soon."""
+        self._thread.submit(self._log_trial, record)
+
+    def take_problem(self) -> TrackingError | None:
+        """What went wrong since the last call. No trial is delivered any more then; `finish` tries once again."""
+        problem, self._problem = self._problem, None
+        if problem is None or isinstance(problem, TrackingError):
+            return problem
+        raise problem
+
+    def finish(self, records: Iterable[TrialRecord], best: TrialRecord | None) -> None:
+        """Wait for what is on its way, deliver what is missing, and end; `TrackingError` where that fails."""
+        self._thread.shutdown()
+        self.take_problem()  # what MLflow refused is tried again now
+        self._tracker.sync(records)
+        self._tracker.finish(best)
+
+    def _start(self, records: Sequence[TrialRecord]) -> None:
+        self._connected.result()  # or raise what kept it from that
+        self._tracker.start()
+        self._tracker.sync(records)
+
+    def _log_trial(self, record: TrialRecord) -> None:
+        if self._is_broken:  # each further attempt would wait for its time-outs
+            return
+        try:
+            self._tracker.log_trial(record, self._roles)
+        except Exception as error:  # noqa: BLE001  kept, and told or raised by whoever runs the study
+            self._problem, self._is_broken = error, True

@@ -1,0 +1,92 @@
+"""A study's trials on their way to its tracker."""
+
+import threading
+from contextlib import nullcontext
+
+import pytest
+import tiny
+
+from causal_tune.errors import TrackingError
+from causal_tune.ledger import Ledger
+from causal_tune.study.run import run_study
+from causal_tune.study.spec import study_path
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+
+
+class Shelf:
+    """A user's own tracker: a list."""
+
+    def __init__(self, spec):
+        self.spec, self.said, self.delivered = spec, [], []
+
+    def connect(self):
+        self.said.append("connect")
+
+    def start(self):
+        self.said.append("start")
+
+    def sync(self, records):
+        missing = [record for record in records if record.id not in self.delivered]
+        self.delivered += [record.id for record in missing]
+        return len(missing)
+
+    def log_trial(self, record, roles):
+        self.delivered.append(record.id)
+
+    def watched(self):
+        return nullcontext()
+
+    def finish(self, best):
+        self.said.append("finish")
+
+
+class SlowShelf(Shelf):
+    """It has put nothing away before the study has recorded its last trial."""
+
+    def __init__(self, spec, num_trials):
+        super().__init__(spec)
+        self.num_trials, self.num_events, self.all_recorded = num_trials, 0, threading.Event()
+
+    def on_event(self, event):
+        self.num_events += event.kind == "trial"
+        if self.num_events == self.num_trials:
+            self.all_recorded.set()
+
+    def log_trial(self, record, roles):
+        assert self.all_recorded.wait(timeout=120), "the study waits for its tracker"
+        super().log_trial(record, roles)
+
+
+def test_no_trial_waits_for_a_slow_tracker_and_each_is_delivered_once_in_the_order_of_their_ends(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    shelf = SlowShelf(spec, 3)
+    result = run_study(spec, num_trials=3, workspace=tmp_path, tracker=shelf, on_event=shelf.on_event)
+    assert shelf.delivered == [record.id for record in result.records]
+    assert shelf.said == ["connect", "start", "finish"]
+
+
+class Wrong(Shelf):
+    def log_trial(self, record, roles):
+        raise LookupError("a mistake in the tracker itself")
+
+
+def test_a_mistake_in_a_tracker_is_raised_and_the_trials_are_kept(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    with pytest.raises(LookupError, match="a mistake in the tracker itself"):
+        run_study(spec, num_trials=2, workspace=tmp_path, tracker=Wrong(spec))
+    assert Ledger(study_path(tmp_path, "tiny") / "trials").records()
+
+
+class Unreachable(Shelf):
+    def connect(self):
+        raise TrackingError("No MLflow server answers.")
+
+
+def test_a_study_that_can_be_shown_nowhere_is_not_made(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path)
+    shelf = Unreachable(spec)
+    with pytest.raises(TrackingError, match="No MLflow server answers"):
+        run_study(spec, num_trials=1, workspace=tmp_path, tracker=shelf)
+    assert shelf.said == []
+    assert not (study_path(tmp_path, "tiny") / "study.json").exists()
