@@ -236,6 +236,26 @@ def test_openvino_that_stays_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -
         load_encoder("tiny-random", dtype="float32", runtime="openvino", device="cpu", num_threads=3)
 
 
+@pytest.mark.parametrize("differ", [False, True])
+def test_openvino_computes_two_images_at_once_only_where_each_keeps_its_bits(
+    monkeypatch: pytest.MonkeyPatch, differ: bool
+) -> None:
+    encode = openvino_runtime.OpenVinoRuntime.encode
+
+    def rounding_together(self: openvino_runtime.OpenVinoRuntime, crops: np.ndarray) -> dict[str, np.ndarray]:
+        found = encode(self, crops)
+        if differ and self.images_at_once > 1 and len(crops) > 1:
+            found["proj"][1] *= 1 + 1e-6
+        return found
+
+    monkeypatch.setattr(openvino_runtime.OpenVinoRuntime, "encode", rounding_together)
+    encoder = load_encoder("tiny-random", dtype="float32", runtime="openvino", device="cpu", num_threads=2)
+    assert encoder._runtime.images_at_once == (1 if differ else 2)
+    crops = random_crops(7)
+    alone = np.concatenate([encoder.encode(crops[row : row + 1])["proj"] for row in range(7)])
+    assert np.array_equal(encoder.encode(crops)["proj"], alone)
+
+
 @pytest.mark.skipif(processor.has_bfloat16(CPU), reason="this processor has bfloat16")
 def test_openvino_that_computes_in_another_precision_is_refused() -> None:
     from causal_tune.runtimes import openvino_runtime

@@ -25,6 +25,7 @@ from filelock import FileLock
 from causal_tune.atomic import atomic_directory, write_json
 from causal_tune.demo.photographs import cut, draw_crops
 from causal_tune.errors import InvalidConfig
+from causal_tune.runtimes.openvino_graph import MOST_IMAGES
 from causal_tune.runtimes.protocol import EncoderDescription
 
 __all__ = ["NUM_CALIBRATION_IMAGES", "quantised"]
@@ -75,6 +76,7 @@ def _key(description: EncoderDescription) -> str:
         NUM_CALIBRATION_IMAGES,
         _SMOOTHING,
         _SEED,
+        MOST_IMAGES,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
