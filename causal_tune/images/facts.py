@@ -3,7 +3,8 @@
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,10 @@ from PIL import Image
 
 from causal_tune.errors import UnreadableImage
 from causal_tune.images.files import read_image_bytes
-from causal_tune.images.headers import open_image
+from causal_tune.images.headers import format_of, open_image
+from causal_tune.images.isolated import isolated
 
-__all__ = ["FileFacts", "estimate_jpeg_quality", "read_facts"]
+__all__ = ["FileFacts", "estimate_jpeg_quality", "header_facts", "read_facts"]
 
 # ITU-T T.81 Annex K, Table K.1: the luminance table that the IJG library scales by its quality.
 _LUMINANCE = (
@@ -26,6 +28,10 @@ _LUMINANCE = (
     (49, 64, 78, 87, 103, 121, 120, 101),
     (72, 92, 95, 98, 112, 100, 103, 99),
 )
+
+
+_OPENED_IN_C = ("WEBP", "AVIF", "HEIF")
+"""Formats whose headers a library in C reads, which a file can crash; Pillow reads those of all others itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,26 +53,33 @@ class FileFacts:
 def read_facts(path: str) -> FileFacts:
     """The facts of a file; one that cannot be read has none, one with a broken header has bytes and hash.
 
-    Pixels are not decoded: an image cut behind its header looks sound here and is refused at extraction.
+    Pixels are not decoded: an image cut behind its header looks sound here and is refused at extraction. A file that
+    crashes the library that reads its header costs its own facts, in a child process, and not the index.
     """
     try:
         data = read_image_bytes(path)
     except UnreadableImage:
         return FileFacts()  # the reason is found again, and kept, at extraction
-    sha256 = hashlib.sha256(data).hexdigest()
+    facts = FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     try:
-        image = open_image(data)
+        if format_of(data) not in _OPENED_IN_C:
+            return replace(facts, **header_facts(data))
+        (found,) = isolated(header_facts, [(data,)])
     except UnreadableImage:
-        return FileFacts(bytes=len(data), sha256=sha256)
-    return FileFacts(
-        width=image.width,
-        height=image.height,
-        format=image.format,
-        jpeg_quality=_jpeg_quality(image),
-        mode=image.mode,
-        bytes=len(data),
-        sha256=sha256,
-    )
+        return facts
+    return facts if isinstance(found, UnreadableImage) else replace(facts, **found)
+
+
+def header_facts(data: bytes) -> dict[str, Any]:
+    """What the header alone says: width, height, format, jpeg_quality and mode; `UnreadableImage` if it is broken."""
+    image = open_image(data)
+    return {
+        "width": image.width,
+        "height": image.height,
+        "format": image.format,
+        "jpeg_quality": _jpeg_quality(image),
+        "mode": image.mode,
+    }
 
 
 def _jpeg_quality(image: Image.Image) -> int | None:

@@ -37,6 +37,7 @@ __all__ = [
     "MAX_PIXELS",
     "check_pixels",
     "exceeds_text_limit",
+    "format_of",
     "open_image",
     "truncated",
     "unreadable",
@@ -73,7 +74,7 @@ def open_image(data: bytes) -> ImageFile.ImageFile:
     if not data:
         raise UnreadableImage("empty file (0 bytes)")
     check_num_bytes(len(data))
-    name = _format(data)
+    name = format_of(data)
     try:
         image = Image.OPEN[name][0](io.BytesIO(data), "")
     except Exception as error:  # whatever a plugin raises on a damaged header becomes the reason
@@ -92,7 +93,7 @@ def check_pixels(image: Image.Image) -> None:
         raise UnreadableImage(_too_many_pixels(width * height, f" ({width} x {height})"))
 
 
-def _format(data: bytes) -> str:
+def format_of(data: bytes) -> str:
     """The name in `FORMATS` of what the data are, by their first bytes."""
     brands = _brands(data)
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -107,6 +108,7 @@ def _quantise(graph: ov.Model, num_blocks: int) -> ov.Model:
             "int8 encoders are made with NNCF, which is not installed. Install it with "
             "`pip install 'causal-tune[int8]'`, or take --dtype auto."
         )
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use to its makers
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedQuantizationParameters,

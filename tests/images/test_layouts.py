@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import random
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from causal_tune.errors import IndexingError, UnknownName
-from causal_tune.images.facts import estimate_jpeg_quality, read_facts
+from causal_tune.images.facts import FileFacts, estimate_jpeg_quality, header_facts, read_facts
 from causal_tune.images.index import INDEX_SCHEMA, index_sha256, skipped_files, summarise
 from causal_tune.images.layouts import LAYOUTS, SHAPES, build_index
 from causal_tune.images.places import (
@@ -21,6 +22,7 @@ from causal_tune.images.places import (
     place_forensynths,
     place_genimage,
 )
+from tests.images import misbehaving
 from tests.images.trees import (
     GENIMAGE,
     JPEG,
@@ -517,3 +519,25 @@ def test_facts_of_one_file(tmp_path):
     path.write_bytes(PNG)
     assert read_facts(str(path)).jpeg_quality is None
     assert np.prod(read_facts(str(path)).width) == 12
+
+
+@pytest.mark.parametrize("name", ["WEBP", "AVIF"])
+def test_a_header_that_a_library_in_c_reads_is_read_in_a_child(name, tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    path.write_bytes(image_bytes(name))
+    expected = header_facts(path.read_bytes())
+    _, accept = Image.OPEN[name]
+    monkeypatch.setitem(Image.OPEN, name, (lambda *_: pytest.fail("read in this process"), accept))
+    facts = read_facts(str(path))
+    assert {key: getattr(facts, key) for key in expected} == expected
+    assert facts.format == name
+
+
+def test_a_header_that_crashes_its_library_costs_the_facts_of_that_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "a.webp"
+    path.write_bytes(image_bytes("WEBP"))
+    monkeypatch.setattr("causal_tune.images.facts.header_facts", misbehaving.crash)
+    facts = read_facts(str(path))
+    assert facts == FileFacts(bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.undo()
+    assert read_facts(str(path)).width == 12
