@@ -11,9 +11,8 @@ The same features, the same configurations, seeds and steps, on two CPUs of one 
 `speedup_over_textbook` is the ratio of their wall times. `overhead_s_per_trial` is what a slot spends on a trial
 outside of its training. `mlflow_share` is the part of our wall time that MLflow takes: what the study waits for it, at
 its start and end, and of what is delivered beside the trials the processor time, shared among the CPUs that it is
-taken from. `do_nothing` runs trials whose
-training costs nothing, and compares the first hundred with the last. `asha` runs the same configurations in full and
-with the pruner, and says when each first had the best score of the full run.
+taken from. `do_nothing` runs trials whose training costs nothing, and compares the first hundred with the last. `asha`
+runs the same configurations in full and with the pruner, and says when each first had the best score of the full run.
 """
 
 import argparse
@@ -123,10 +122,8 @@ class Timed:
         self.tracker.spec = spec
 
     def _timed(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # the study waits, which `timed_study` counts
-            return call(*arguments)
+        if threading.current_thread() is threading.main_thread():
+            return call(*arguments)  # the study waits, which `timed_study` counts
         begin = time.thread_time()
         try:
             return call(*arguments)

@@ -29,7 +29,6 @@ _LUMINANCE = (
     (72, 92, 95, 98, 112, 100, 103, 99),
 )
 
-
 _OPENED_IN_C = ("WEBP", "AVIF", "HEIF")
 """Formats whose headers a library in C reads, which a file can crash; Pillow reads those of all others itself."""
 
