@@ -65,7 +65,12 @@ class Delivery:
         self._thread.shutdown()
 
     def start(self, records: Iterable[TrialRecord]) -> None:
-        """Find or make the study's place, and deliver what it lacks of `records`, soon: `ready` waits for it."""
+        """Find or make the study's place, and deliver what it lacks of `records`, soon: `ready` waits for it.
+
+        `TrackingError` where it is known already that MLflow does not answer.
+        """
+        if self._connected.done():
+            self._connected.result()
         self._started = self._thread.submit(self._start, list(records))
 
     def ready(self) -> None:
