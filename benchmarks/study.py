@@ -235,11 +235,12 @@ def timed_study(
     tracker = tracked(workspace, spec)
     waited = []
 
-    def waits(call: Callable[..., None]) -> Callable[..., None]:
-        def timed(*arguments: Any) -> None:
+    def waits(call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
-            call(*arguments)
+            result = call(*arguments)
             waited.append(time.perf_counter() - begin)
+            return result
 
         return timed
 
@@ -251,6 +252,7 @@ def timed_study(
 
     with (
         patch.object(Delivery, "ready", waits(Delivery.ready)),
+        patch.object(Delivery, "wait", waits(Delivery.wait)),
         patch.object(Delivery, "finish", waits(Delivery.finish)),
     ):
         result = run_study(

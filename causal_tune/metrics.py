@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from causal_tune.errors import CausalTuneError
+from causal_tune.resampling import Scored
 
 __all__ = ["Metrics", "average_precision", "best_threshold", "score_metrics"]
 
@@ -30,26 +31,15 @@ class Metrics(TypedDict):
 def average_precision(logits: ArrayLike, labels: ArrayLike) -> float | None:
     """Average precision of scores `logits` [N] for `labels` [N] (1 generated); None when a class is missing.
 
-    The precision at each recall step, weighted by the step, not interpolated; equal scores are one step. It is the
-    number of scikit-learn's `average_precision_score`, to the bit, without the second that importing that takes every
-    worker of a study. With one class there is nothing to rank; None, and never 0 or 1, keeps such a set out of every
-    mean.
+    The precision at each recall step, weighted by the step, not interpolated; equal scores are one step. With one class
+    there is nothing to rank; None, and never 0 or 1, keeps such a set out of every mean.
 
     >>> average_precision([3.0, 2.0, 1.0], [1, 0, 1])
     0.8333333333333333
     >>> average_precision([3.0, 2.0, 1.0], [1, 1, 1]) is None
     True
     """
-    scores, truth = _checked(logits, labels)
-    if truth.all() or not truth.any():
-        return None
-    order = np.argsort(scores)[::-1]
-    scores, truth = scores[order], truth[order]
-    last_of_equals = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    found = np.cumsum(truth)[last_of_equals]
-    precision = found / (last_of_equals + 1)
-    steps = np.diff(found / found[-1], prepend=0.0)
-    return float(np.sum((steps * precision)[::-1]))  # from the far end, as scikit-learn adds them
+    return Scored.of(*_checked(logits, labels)).ap
 
 
 def best_threshold(logits: ArrayLike, labels: ArrayLike) -> float:

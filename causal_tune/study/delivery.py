@@ -62,7 +62,7 @@ class Delivery:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._thread.shutdown()
+        self.wait()
 
     def start(self, records: Iterable[TrialRecord]) -> None:
         """Find or make the study's place, and deliver what it lacks of `records`, soon: `ready` waits for it.
@@ -73,9 +73,10 @@ class Delivery:
             self._connected.result()
         self._started = self._thread.submit(self._start, list(records))
 
-    def ready(self) -> None:
-        """Wait for `start`; `TrackingError` where MLflow did not answer or refused."""
+    def ready(self) -> AbstractContextManager[object]:
+        """Wait for `start`; what is to be entered while trials run. `TrackingError` where MLflow did not answer."""
         self._started.result()
+        return self._tracker.watched()
 
     def log_trial(self, record: TrialRecord) -> None:
         """Deliver one trial, soon."""
@@ -88,10 +89,12 @@ class Delivery:
             return problem
         raise problem
 
-    def finish(self, records: Iterable[TrialRecord], best: TrialRecord | None) -> None:
-        """Wait for what is on its way, deliver what is missing, and end; `TrackingError` where that fails."""
+    def wait(self) -> None:
+        """Until nothing is on its way any more; there are no further trials."""
         self._thread.shutdown()
-        self.take_problem()  # what MLflow refused is tried again now
+
+    def finish(self, records: Iterable[TrialRecord], best: TrialRecord | None) -> None:
+        """Deliver what is missing after `wait`, and end; `TrackingError` where that fails."""
         self._tracker.sync(records)
         self._tracker.finish(best)
 

@@ -134,7 +134,6 @@ class _Run:
         self.spec, self.workspace, self.num_trials = spec, workspace, num_trials
         self.path = path = study_path(workspace, spec.name)
         self.on_event = on_event
-        self.tracker = tracker
         if tracker and tracker.spec.uid != spec.uid:
             # the study existed before: its runs are known by the identity it was made with
             tracker.spec = spec
@@ -144,20 +143,19 @@ class _Run:
         self.num_before = len(self.records)
         self.journal: Journal | None = None
         self.is_sure = False
-        self.watching = ExitStack()
+        self.around = ExitStack()  # Ray, signals and what the tracker watches, while trials run
 
     def go(self, ray_address: str | None, work: Work) -> StudyResult:
         started = time.time()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self.delivery or nullcontext():  # MLflow loads while Ray starts
-            with ExitStack() as stack:
+            with self.around:
                 if is_missing := any(number not in self.records for number in range(self.num_trials)):
-                    stack.enter_context(connected(ray_address))
+                    self.around.enter_context(connected(ray_address))
                 if self.delivery:
                     self.delivery.start(self.records.values())  # and while workers load
-                self.watching = stack
                 if is_missing:
-                    stack.enter_context(_stop_signals())
+                    self.around.enter_context(_stop_signals())
                     self._search_or_stop(work)
                 self.make_sure()
             return self._end(started)
@@ -166,9 +164,8 @@ class _Run:
         """Called before anything is kept: a study that can be run or shown nowhere is not half-made."""
         if self.is_sure:
             return
-        if self.delivery and self.tracker:
-            self.delivery.ready()
-            self.watching.enter_context(self.tracker.watched())
+        if self.delivery:
+            self.around.enter_context(self.delivery.ready())
         freeze(self.spec, self.workspace)
         self.is_sure = True
         self._tell("started")
@@ -192,6 +189,8 @@ class _Run:
         ranked = rank(self.records.values(), self.spec.criterion, self.spec.roles)
         best = ranked[0][0] if ranked else None
         if self.delivery:
+            self.delivery.wait()
+            self._tell_problem(self.delivery)
             try:
                 self.delivery.finish(self.records.values(), best)
             except TrackingError as error:
@@ -316,9 +315,12 @@ class _Run:
                 self._tell("warning", message=f"{JOURNAL} cannot be written: {error}. The study goes on.")
         if self.delivery:
             self.delivery.log_trial(record)
-            if problem := self.delivery.take_problem():
-                self._tell("warning", message=f"{problem} The study goes on without it.")
+            self._tell_problem(self.delivery)
         self._tell("trial", record=record)
+
+    def _tell_problem(self, delivery: Delivery) -> None:
+        if problem := delivery.take_problem():
+            self._tell("warning", message=f"{problem} The study goes on without it.")
 
     def _tell(self, kind: str, *, record: TrialRecord | None = None, message: str = "") -> None:
         if self.on_event:

@@ -23,14 +23,7 @@ from causal_tune.study.spec import StudySpec, library_versions
 from causal_tune.training import Stop, TrialResult, train
 from causal_tune.trial import TrialConfig
 
-__all__ = [
-    "TrialWorker",
-    "Work",
-    "duplicate_record",
-    "failed_record",
-    "run_trial",
-    "train_on_store",
-]
+__all__ = ["TrialWorker", "Work", "duplicate_record", "failed_record", "run_trial", "train_on_store"]
 
 Work = Callable[..., TrialResult]
 """What a trial does, from a `StudySpec` and a `TrialConfig`; `train_on_store` unless a caller brings another (a
