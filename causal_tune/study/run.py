@@ -153,6 +153,8 @@ class _Run:
                 if is_missing := any(number not in self.records for number in range(self.num_trials)):
                     self.around.enter_context(connected(ray_address))
                 if self.delivery:
+                    # before Ray ends: what another thread happens to free of it in that moment ends the process
+                    self.around.callback(self.delivery.wait)
                     self.delivery.start(self.records.values())  # and while workers load
                 if is_missing:
                     self.around.enter_context(_stop_signals())

@@ -1,7 +1,11 @@
 """A study's trials on their way to its tracker."""
 
+import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import tiny
@@ -64,6 +68,35 @@ def test_no_trial_waits_for_a_slow_tracker_and_each_is_delivered_once_in_the_ord
     result = run_study(spec, num_trials=3, workspace=tmp_path, tracker=shelf, on_event=shelf.on_event)
     assert shelf.delivered == [record.id for record in result.records]
     assert shelf.said == ["connect", "start", "finish"]
+
+
+LATE = """
+import sys, time
+from pathlib import Path
+import ray, test_delivery, tiny
+from causal_tune.study.run import run_study
+
+class Late(test_delivery.Shelf):
+    def log_trial(self, record, roles):
+        time.sleep(1.5)  # an idle Ray ends in less
+        self.said.append(ray.is_initialized())
+        super().log_trial(record, roles)
+
+workspace = Path(sys.argv[1])
+spec = tiny.make_tiny_spec(workspace, max_concurrent=1)
+shelf = Late(spec)
+run_study(spec, num_trials=2, workspace=workspace, tracker=shelf)
+print(shelf.said, ray.is_initialized())
+"""
+
+
+def test_ray_is_there_until_the_last_trial_is_delivered(tmp_path):
+    """Ray ends the process where another thread touches it while it is shut down."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    words = [sys.executable, "-c", LATE, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['connect', 'start', True, True, 'finish'] False"
 
 
 class Wrong(Shelf):
