@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "classification",
     "confusion",
     "gaussian_kernel",
+    "gradients",
     "hsic",
     "invariance",
     "mean_sparsity",
@@ -42,13 +43,20 @@ __all__ = [
     "stop_gradient_invariance",
     "symmetric_invariance",
     "total",
+    "total_weights",
     "unbiased_hsic",
+    "with_gradients",
 ]
+
+Scalar = TypeVar("Scalar", Tensor, float)
+ValueAndGradients: TypeAlias = tuple[Tensor, tuple[Tensor, ...]]
 
 _SMALLEST_BANDWIDTH = 1e-6
 """Rows closer than this count as equal: a collapsed part (all zero) has dependence 0, not 0/0."""
+_NUM_BINS = 2**14
+"""Bins that `_ascending` counts in: 2^11 for each power of 2."""
 _SMALLEST_SCALE = 1e-12
-"""The same for the scale of `normalised_hsic`, a product of two sums of squares."""
+"""As the smallest bandwidth, for the scale of `normalised_hsic`, a product of two sums of squares."""
 
 
 def classification(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -71,6 +79,11 @@ def adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Te
     20.0
     """
     return functional.binary_cross_entropy_with_logits(logits, y)
+
+
+def _cross_entropy_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor]:
+    """Of `classification` and `adversarial`: (sigmoid(l) - Y) / B by a logit l."""
+    return (torch.sigmoid(logits).sub_(y).div_(logits.numel()),)
 
 
 def clamped_adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -113,6 +126,10 @@ def sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
     return mask.sum(dim=1).mean()
 
 
+def _sparsity_gradient(mask: Tensor) -> tuple[Tensor]:
+    return (mask.new_full((1, 1), 1 / mask.shape[0]),)
+
+
 def mean_sparsity(mask: Float[Tensor, "B d"]) -> Float[Tensor, ""]:
     """||M||_1 / d: the mean over the batch and the dimensions, between 0 and 1. Not in the paper.
 
@@ -143,23 +160,20 @@ def squared_distances(x: Float[Tensor, "n d"], products: torch.dtype | None = No
     return distances
 
 
-def _pairwise(x: Float[Tensor, "n d"], rounded: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+def _pairwise(x: Float[Tensor, "*k n d"], rounded: Float[Tensor, "*k n d"]) -> Float[Tensor, "*k n n"]:
     """Squared distances of centred rows; `rounded` is `x` in the number format of the product."""
-    gram = (rounded @ rounded.T).to(x.dtype)
-    norms = gram.diagonal().clone() if rounded is x else torch.linalg.vecdot(x, x)
-    squared = gram.mul_(-2).add_(norms[:, None]).add_(norms).clamp_(min=0)
-    squared.fill_diagonal_(0)
+    gram = rounded @ rounded.mT
+    norms = gram.diagonal(dim1=-2, dim2=-1) if rounded is x else torch.linalg.vecdot(x, x)
+    squared = torch.add(norms[..., :, None], norms[..., None, :]).sub_(gram, alpha=2).clamp_(min=0)
+    squared.diagonal(dim1=-2, dim2=-1).zero_()
     return squared
 
 
 def _laplacian_product(
-    weights: Float[Tensor, "n n"], x: Float[Tensor, "n d"], rounded: Float[Tensor, "n d"]
-) -> Float[Tensor, "n d"]:
+    weights: Float[Tensor, "*k n n"], x: Float[Tensor, "*k n d"], rounded: Float[Tensor, "*k n d"]
+) -> Float[Tensor, "*k n d"]:
     """(diag(W 1) - W) x: the gradient of sum_ij W_ij D_ij / 4 by x, for symmetric W and squared distances D."""
-    own = weights.sum(dim=1, keepdim=True) * x
-    if rounded is x:
-        return torch.addmm(own, weights, x, alpha=-1)  # in one pass behind the product
-    return own.sub_(weights.to(rounded.dtype) @ rounded)
+    return (weights.sum(dim=-1, keepdim=True) * x).sub_(weights.to(rounded.dtype) @ rounded)
 
 
 class _SquaredDistances(torch.autograd.Function):
@@ -195,24 +209,24 @@ def median_bandwidth(squared: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     else:
         middle = pairs.sort().values[first : last + 1]
     median: Tensor = middle.sqrt().mean()
-    return median.clamp(min=_SMALLEST_BANDWIDTH)
+    return median.clamp_(min=_SMALLEST_BANDWIDTH)
 
 
 def _ascending(values: NDArray[np.floating], first: int, last: int) -> NDArray[np.floating]:
     """The values of places `first` to `last` in ascending order, of values that are not negative.
 
-    The upper 16 bits of such numbers order them, and counting needs no branches: what is left to be ordered are
-    those that share them with a value that is asked for. A third of the time of `np.partition`.
+    The upper bits of such numbers order them, and counting needs no branches: what is left to be ordered are those
+    that share them with a value that is asked for. A quarter of the time of `np.partition`.
 
     >>> _ascending(np.array([3.0, 1.0, 2.0, 4.0]), 1, 2)
     array([2., 3.])
     """
-    values = np.abs(values)  # -0.0 is a 0 with a bit more
-    keys = values.view(f"u{values.itemsize}") >> (8 * values.itemsize - 16)
-    keys -= keys.min()
-    up_to = np.bincount(keys.astype(np.int64)).cumsum()
+    bins = values.view(f"i{values.itemsize}") >> (8 * values.itemsize - 20)
+    bins -= bins.max() - _NUM_BINS + 1
+    np.maximum(bins, 0, out=bins)  # all that is far below the largest, and -0.0
+    up_to = np.bincount(bins).cumsum()
     low, high = np.searchsorted(up_to, (first, last), side="right")
-    candidates = np.sort(values[(keys >= low) & (keys <= high)])
+    candidates = np.sort(values[(bins == low) if low == high else (bins >= low) & (bins <= high)])
     num_below = up_to[low - 1] if low else 0
     found: NDArray[np.floating] = candidates[first - num_below : last + 1 - num_below]
     return found
@@ -252,42 +266,36 @@ def hsic(
     >>> round(hsic(two, two).item(), 4)  # by hand: (1 - exp(-1/2))^2
     0.1548
     """
-    centred = [sample - sample.mean(dim=0, keepdim=True) for sample in (x, y)]
-    value: Tensor = _BiasedHsic.apply(*centred, products or x.dtype)
-    return value
+    K, L = _kernel(x, products), _kernel(y, products)
+    return torch.dot(_centred(K).flatten(), L.flatten()) / (x.shape[0] - 1) ** 2
 
 
-class _BiasedHsic(torch.autograd.Function):
-    """`hsic` of centred samples and its gradient in closed form, two products each way.
+def _hsic_with_gradients(x: Tensor, y: Tensor, products: torch.dtype | None = None) -> ValueAndGradients:
+    """`hsic` of samples of one width, side by side so that they take each operation together.
 
     With A = H L H / (n - 1)^2 the gradient by K is A, by the squared distances D of x it is G = -A K / (2 s^2)
     element by element, and by x it is 4 (diag(G 1) - G) x, since G is symmetric.
     """
+    samples = x.new_empty(2, *x.shape)
+    for sample, centred in zip((x, y), samples, strict=True):
+        torch.sub(sample, sample.mean(dim=0), out=centred)
+    rounded = samples.to(products or x.dtype)
+    squared = _pairwise(samples, rounded)
+    factors = torch.stack([-0.5 / median_bandwidth(one) ** 2 for one in squared])[:, None, None]
+    kernels = _exp_(squared.mul_(factors))
+    of_kernels = _centred(kernels).mul_(1 / (x.shape[0] - 1) ** 2)
+    value = torch.dot(of_kernels[0].flatten(), kernels[1].flatten())
+    kernels[0].mul_(of_kernels[1])
+    kernels[1].mul_(of_kernels[0])
+    return value, _laplacian_product(kernels.mul_(4 * factors), samples, rounded).unbind()
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, products: torch.dtype) -> Tensor:
-        kernels, ctx.bandwidths = [], []
-        rounded = [sample.to(products) for sample in (x, y)]
-        for sample, of_product in zip((x, y), rounded, strict=True):
-            squared = _pairwise(sample, of_product)
-            bandwidth = median_bandwidth(squared)
-            kernels.append(squared.mul_(-0.5 / bandwidth**2).exp_())
-            ctx.bandwidths.append(bandwidth)
-        K, L = kernels
-        scale = 1 / (x.shape[0] - 1) ** 2
-        A, B = _centred(L).mul_(scale), _centred(K).mul_(scale)
-        value = torch.dot(A.flatten(), K.flatten())
-        ctx.save_for_backward(A.mul_(K), x, rounded[0], B.mul_(L), y, rounded[1])
-        return value
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        found = []
-        for (by_kernel, *sample), bandwidth in zip((saved[:3], saved[3:]), ctx.bandwidths, strict=True):
-            G = by_kernel * (-2 * gradients[0] / bandwidth**2)  # 4 times that of the docstring
-            found.append(_laplacian_product(G, *sample))
-        return *found, None
+def _exp_(x: Tensor) -> Tensor:
+    """`Tensor.exp_`; on a CPU by NumPy, in half the time."""
+    if x.device.type != "cpu":
+        return x.exp_()
+    np.exp(x.numpy(), out=x.numpy())
+    return x
 
 
 def unbiased_hsic(
@@ -340,10 +348,11 @@ def _kernel(x: Float[Tensor, "n d"], products: torch.dtype | None) -> Float[Tens
     return gaussian_kernel(squared, median_bandwidth(squared))
 
 
-def _centred(kernel: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def _centred(kernel: Float[Tensor, "*k n n"]) -> Float[Tensor, "*k n n"]:
     # H K H by its row means. tr(K H L H) is the sum of (H K H) * L element by element: no n^3 products.
-    row_means = kernel.mean(dim=1)
-    return kernel - row_means[:, None] - row_means[None, :] + row_means.mean()
+    row_means = kernel.mean(dim=-1)
+    rest = row_means - row_means.mean(dim=-1, keepdim=True)
+    return kernel - torch.add(rest[..., :, None], row_means[..., None, :])
 
 
 def invariance(logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -358,27 +367,17 @@ def invariance(logits: Float[Tensor, " B"], counterfactual_logits: Float[Tensor,
     >>> invariance(torch.tensor([800.0]), torch.tensor([-800.0])).item()
     800.0
     """
-    value: Tensor = _Invariance.apply(logits, counterfactual_logits)
-    return value
+    log_ratio = functional.logsigmoid(logits) - functional.logsigmoid(counterfactual_logits)
+    # log (1 - q) = log q - l, and so for r
+    log_ratio_complement = log_ratio - (logits - counterfactual_logits)
+    return torch.lerp(log_ratio_complement, log_ratio, torch.sigmoid(logits)).mean()
 
 
-class _Invariance(torch.autograd.Function):
-    """`invariance` and its gradient in closed form: q (1 - q) (l - l') by l, and r - q by l'."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, counterfactual_logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, counterfactual_logits)
-        q = torch.sigmoid(logits)
-        log_ratio = functional.logsigmoid(logits) - functional.logsigmoid(counterfactual_logits)
-        # log (1 - q) = log q - l, and so for r
-        log_ratio_complement = log_ratio - (logits - counterfactual_logits)
-        return (q * log_ratio + (1 - q) * log_ratio_complement).mean()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        logits, other = ctx.saved_tensors
-        q, each = torch.sigmoid(logits), gradients[0] / logits.numel()
-        return q * (1 - q) * (logits - other) * each, (torch.sigmoid(other) - q) * each
+def _invariance_gradients(logits: Tensor, counterfactual_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `invariance`: q (1 - q) (l - l') / B by l, and (r - q) / B by l'."""
+    q, r, n = torch.sigmoid(logits), torch.sigmoid(counterfactual_logits), logits.numel()
+    of_logits = torch.ops.aten.sigmoid_backward(logits - counterfactual_logits, q)
+    return of_logits.div_(n), r.sub_(q).div_(n)
 
 
 def stop_gradient_invariance(
@@ -418,25 +417,92 @@ DIVERGENCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType
 """Divergences for L_inv, Eq. (12)."""
 
 
+def total_weights(*, alpha: float, lambda1: float, lambda2: float, beta: float) -> dict[str, float]:
+    """The weight of each term in L_total, Eq. (13) with Eq. (10).
+
+    >>> total_weights(alpha=0.5, lambda1=0.25, lambda2=2.0, beta=1.0)
+    {'classification': 1.0, 'adversarial': -0.5, 'sparsity': 0.25, 'hsic': 2.0, 'invariance': 1.0}
+    """
+    return {
+        "classification": 1.0,
+        "adversarial": -alpha,
+        "sparsity": lambda1,
+        "hsic": lambda2,
+        "invariance": beta,
+    }
+
+
 def total(
     *,
-    classification: Float[Tensor, ""],
-    adversarial: Float[Tensor, ""],
-    sparsity: Float[Tensor, ""],
-    hsic: Float[Tensor, ""],
-    invariance: Float[Tensor, ""],
+    classification: Scalar,
+    adversarial: Scalar,
+    sparsity: Scalar,
+    hsic: Scalar,
+    invariance: Scalar,
     alpha: float,
     lambda1: float,
     lambda2: float,
     beta: float,
-) -> Float[Tensor, ""]:
+) -> Scalar:
     """L_total, Eq. (13) with Eq. (10): L_cls - alpha L_adv + lambda1 ||M||_1 + lambda2 HSIC + beta L_inv.
 
-    What the mask minimises. A weight of 0 switches its term off.
+    What the mask minimises; of terms as scalars or as numbers. A weight of 0 switches its term off.
 
     >>> one = torch.tensor(1.0)
     >>> total(classification=one, adversarial=one, sparsity=one, hsic=one, invariance=one,
     ...       alpha=0.5, lambda1=0.25, lambda2=2.0, beta=1.0).item()
     3.75
     """
-    return classification - alpha * adversarial + lambda1 * sparsity + lambda2 * hsic + beta * invariance
+    weights = total_weights(alpha=alpha, lambda1=lambda1, lambda2=lambda2, beta=beta)
+    return (
+        weights["classification"] * classification
+        + weights["adversarial"] * adversarial
+        + weights["sparsity"] * sparsity
+        + weights["hsic"] * hsic
+        + weights["invariance"] * invariance
+    )
+
+
+_GRADIENTS: Mapping[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]] = MappingProxyType(
+    {
+        classification: _cross_entropy_gradient,
+        adversarial: _cross_entropy_gradient,
+        sparsity: _sparsity_gradient,
+        invariance: _invariance_gradients,
+    }
+)
+"""In closed form, of the paper's terms."""
+_WITH_GRADIENTS: Mapping[Callable[..., Tensor], Callable[..., ValueAndGradients]] = MappingProxyType(
+    {hsic: _hsic_with_gradients}
+)
+"""Where value and gradients share their work, of variables of one shape."""
+
+
+def gradients(term: Callable[..., Tensor], *variables: Tensor, **given: Any) -> tuple[Tensor, ...]:
+    """The gradient of a term by each of `variables`, with what else it takes `given`.
+
+    In closed form for the paper's terms, which is what makes a step fast; by autograd for any other. That of
+    `sparsity` is one number [1, 1] for all elements.
+
+    >>> gradients(adversarial, torch.zeros(2), y=torch.tensor([0.0, 1.0]))
+    (tensor([ 0.2500, -0.2500]),)
+    """
+    if term in _GRADIENTS:
+        return _GRADIENTS[term](*variables, **given)
+    return with_gradients(term, *variables, **given)[1]
+
+
+def with_gradients(term: Callable[..., Tensor], *variables: Tensor, **given: Any) -> ValueAndGradients:
+    """The value of a term, and its `gradients`.
+
+    >>> with_gradients(adversarial, torch.zeros(2), y=torch.tensor([0.0, 1.0]))
+    (tensor(0.6931), (tensor([ 0.2500, -0.2500]),))
+    """
+    if term in _WITH_GRADIENTS and len({variable.shape for variable in variables}) == 1:
+        return _WITH_GRADIENTS[term](*variables, **given)
+    if term in _GRADIENTS:
+        return term(*variables, **given), _GRADIENTS[term](*variables, **given)
+    variables = tuple(variable.detach().requires_grad_() for variable in variables)
+    with torch.enable_grad():
+        value = term(*variables, **given)
+    return value.detach(), torch.autograd.grad(value, variables, materialize_grads=True)

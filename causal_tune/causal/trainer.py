@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from causal_tune.causal import losses
-from causal_tune.causal.mask import NOISES, annealed_tau, drop_noise, training_parts
-from causal_tune.causal.products import in_bfloat16
+from causal_tune.causal.mask import (
+    NOISES,
+    annealed_tau,
+    counterfactual,
+    drop_noise,
+    training_gradient,
+    training_parts,
+)
+from causal_tune.causal.products import Pass
 
 if TYPE_CHECKING:
     from causal_tune.causal.head import CausalHead, CausalSettings
@@ -24,6 +30,9 @@ UPDATES: Mapping[str, str] = MappingProxyType(
         "simultaneous": "all three by their gradients at the old parameters",
     }
 )
+
+_OFF = dict.fromkeys(("classification", "adversarial", "sparsity", "hsic", "invariance"), 0.0)
+"""Terms of a weight of 0, which are not computed."""
 
 
 @final
@@ -50,6 +59,7 @@ class CausalTrainer:
                 head.adversary.parameters(), rate * settings.adversary_rate, grad_clip=settings.grad_clip
             )
 
+    @torch.no_grad()
     def step(self, features: Float[Tensor, "B d"], labels: Float[Tensor, " B"]) -> Mapping[str, float]:
         """Update d, h and the mask once; the terms of Eq. (13) as the mask saw them.
 
@@ -57,89 +67,130 @@ class CausalTrainer:
         `adversarial`: the adversary is trained whatever alpha is, so that its accuracy can be compared. It is
         always the adversary's cross-entropy, whatever stands for it in the mask's loss.
         """
+        s, alpha = self.settings, self._alpha()
         terms = (
             self._step(features, labels) if self.head.mask_network else self._step_unmasked(features, labels)
         )
         self.num_steps += 1
-        return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        numbers = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+        cross_entropy = numbers.pop("cross_entropy", None)
+        total = losses.total(
+            **{**_OFF, **numbers}, alpha=alpha, lambda1=s.lambda1, lambda2=s.lambda2, beta=s.beta
+        )
+        if cross_entropy is not None:
+            numbers["adversarial"] = cross_entropy
+        return {"total": total, **numbers}
 
     def _step(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         head, s = self.head, self.settings
         assert head.mask_network is not None
-        shape = (features.shape[0], features.shape[1])
-        noise = NOISES[s.noise].draw(shape, self.generator)
-        drop = drop_noise(shape, s.p, self.generator)
-        logits = self._compute(head.mask_network, features)
-        mask, zc, znc, zcf = training_parts(logits, self._tau(), noise, features, self._keep(drop))
+        noise = NOISES[s.noise].draw((features.shape[0], features.shape[1]), self.generator)
+        drop = self._drop(features)
+        tau, wait = self._tau(), s.update == "simultaneous"
+        masking = Pass(head.mask_network, features, self._products)
+        mask, zc, znc, zcf = training_parts(masking.output, tau, noise, features, drop)
 
         # (a) the adversary
         for _ in range(s.adversary_steps):
-            adversarial = losses.adversarial(self._adversary_logits(znc.detach()), labels)
-            self._adversary.descend(adversarial, wait=s.update == "simultaneous")
+            reading = self._read(znc)
+            of_reading = losses.gradients(losses.adversarial, reading.output[:, 0], y=labels)[0]
+            self._adversary.descend(reading.gradients(of_reading[:, None]), wait=wait)
 
         # (b) the classifier
-        self._classifier.descend(
-            self._classifier_loss(zc.detach(), zcf.detach(), labels)[0], wait=s.update == "simultaneous"
-        )
+        self._descend_classifier(zc, zcf, labels, wait=wait)
 
-        # (c) the mask: gradients are asked for the mask's parameters only, which leaves h and d alone
-        alpha = s.alpha * min(1.0, (self.num_steps + 1) / s.alpha_warmup) if s.alpha_warmup else s.alpha
-        terms = self._terms_of(mask, zc, znc, zcf, labels, alpha)
-        self._mask.descend(terms["total"])
-        if s.update == "simultaneous":
+        # (c) the mask, with the new h and d held fixed
+        terms, of_mask, of_parts = self._of_total(mask, zc, znc, zcf, drop, labels)
+        self._mask.descend(masking.gradients(training_gradient(of_mask, of_parts, mask, tau, features)))
+        if wait:
             self._adversary.move()
             self._classifier.move()
 
         if s.alpha == 0 or s.adversary_loss != "paper":
-            terms["adversarial"] = adversarial
-        off = {"hsic": s.lambda2 == 0, "invariance": s.beta == 0}
-        return {name: value for name, value in terms.items() if not off.get(name)}
+            terms["cross_entropy"] = losses.adversarial(reading.output[:, 0], labels)
+        return terms
 
-    def _terms_of(
-        self, mask: Tensor, zc: Tensor, znc: Tensor, zcf: Tensor, labels: Tensor, alpha: float
-    ) -> dict[str, Tensor]:
-        """L_total, Eq. (13), and its terms; those whose weight is 0 are 0."""
+    def _of_total(
+        self, mask: Tensor, zc: Tensor, znc: Tensor, zcf: Tensor, drop: Tensor, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The terms of L_total, Eq. (13), and its gradient: by M, and by what M lets through.
+
+        The latter is dZc - dZnc + (1 - B) dZcf, as `training_gradient` takes it.
+        """
         s = self.settings
-        _, classification, invariance = self._classifier_loss(zc, zcf, labels)
-        off = classification.new_zeros(())
-        terms = {
-            "classification": classification,
-            "adversarial": losses.ADVERSARY_LOSSES[s.adversary_loss](self._adversary_logits(znc), labels)
-            if s.alpha > 0
-            else off,
-            "sparsity": losses.SPARSITIES[s.sparsity](mask),
-            "hsic": losses.HSIC_ESTIMATORS[s.hsic](zc, znc, self._products) if s.lambda2 > 0 else off,
-            "invariance": invariance,
-        }
-        total = losses.total(**terms, alpha=alpha, lambda1=s.lambda1, lambda2=s.lambda2, beta=s.beta)
-        return {"total": total, **terms}
+        weights = losses.total_weights(alpha=self._alpha(), lambda1=s.lambda1, lambda2=s.lambda2, beta=s.beta)
+        terms = {}
+
+        terms["sparsity"], (of_mask,) = losses.with_gradients(losses.SPARSITIES[s.sparsity], mask)
+        of_mask = weights["sparsity"] * of_mask
+
+        logits, other = self._classify(zc), self._classify(zcf)
+        of_logits, of_other = self._of_classifier_loss(logits, other, labels)
+        terms |= self._classifier_terms(logits, other, labels)
+
+        h = self.head.classifier.weight[0]
+        if s.lambda2 > 0:
+            estimator = losses.HSIC_ESTIMATORS[s.hsic]
+            terms["hsic"], (of_zc, of_znc) = losses.with_gradients(
+                estimator, zc, znc, products=self._products
+            )
+            of_parts = of_zc.sub_(of_znc).addr_(of_logits + of_other, h, beta=weights["hsic"])
+        else:
+            of_parts = torch.outer(of_logits + of_other, h)
+        of_parts.addcmul_(torch.outer(of_other, h), drop, value=-1)
+
+        if s.alpha > 0:
+            reading, loss = self._read(znc), losses.ADVERSARY_LOSSES[s.adversary_loss]
+            terms["adversarial"], (of_reading,) = losses.with_gradients(loss, reading.output[:, 0], y=labels)
+            reading.add_of_input(-weights["adversarial"] * of_reading[:, None], of_parts)
+
+        return terms, of_mask, of_parts
 
     def _step_unmasked(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        drop = drop_noise((features.shape[0], features.shape[1]), self.settings.p, self.generator)
-        total, classification, invariance = self._classifier_loss(
-            features, features * self._keep(drop), labels
-        )
-        self._classifier.descend(total)
-        terms = {"total": total, "classification": classification}
-        return {**terms, "invariance": invariance} if self.settings.beta > 0 else terms
+        zcf = counterfactual(features, self._drop(features))
+        terms = self._classifier_terms(self._classify(features), self._classify(zcf), labels)
+        self._descend_classifier(features, zcf, labels)
+        return terms
 
-    def _classifier_loss(self, zc: Tensor, zcf: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """L_cls + beta L_inv, L_cls, L_inv."""
-        logits = self.head.classifier(zc)[:, 0]
-        classification = losses.classification(logits, labels)
-        if self.settings.beta == 0:
-            return classification, classification, classification.new_zeros(())
-        invariance = losses.DIVERGENCES[self.settings.divergence](logits, self.head.classifier(zcf)[:, 0])
-        return classification + self.settings.beta * invariance, classification, invariance
+    def _descend_classifier(self, zc: Tensor, zcf: Tensor, labels: Tensor, *, wait: bool = False) -> None:
+        of_logits, of_other = self._of_classifier_loss(self._classify(zc), self._classify(zcf), labels)
+        of_weight = (of_logits @ zc).addmv_(zcf.T, of_other)
+        self._classifier.descend([of_weight[None], (of_logits + of_other).sum()[None]], wait=wait)
 
-    def _adversary_logits(self, znc: Tensor) -> Tensor:
+    def _classify(self, z: Tensor) -> Tensor:
+        classifier = self.head.classifier
+        return torch.addmv(classifier.bias, z, classifier.weight[0])
+
+    def _classifier_terms(self, logits: Tensor, other: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """L_cls and L_inv."""
+        terms = {"classification": losses.classification(logits, labels)}
+        if self.settings.beta > 0:
+            terms["invariance"] = losses.DIVERGENCES[self.settings.divergence](logits, other)
+        return terms
+
+    def _of_classifier_loss(self, logits: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of L_cls + beta L_inv by the logits of Zc and of Zcf."""
+        s = self.settings
+        (of_logits,) = losses.gradients(losses.classification, logits, y=labels)
+        if s.beta == 0:
+            return of_logits, torch.zeros_like(other)
+        by_logits, by_other = losses.gradients(losses.DIVERGENCES[s.divergence], logits, other)
+        return of_logits.add_(by_logits, alpha=s.beta), s.beta * by_other
+
+    def _read(self, znc: Tensor) -> Pass:
+        """The adversary's logits [B, 1]."""
         assert self.head.adversary is not None
-        return self._compute(self.head.adversary, znc)[:, 0]
+        return Pass(self.head.adversary, znc, self._products)
 
-    def _keep(self, drop: Tensor) -> Tensor:
-        """What Eq. (11) multiplies Zc with: 1 - B."""
-        keep = 1 - drop
-        return keep / (1 - self.settings.p) if self.settings.rescale else keep
+    def _drop(self, features: Tensor) -> Tensor:
+        """B of Eq. (11): the share of Zc that Zcf lacks, negative where `rescale` makes it larger."""
+        s = self.settings
+        drop = drop_noise((features.shape[0], features.shape[1]), s.p, self.generator)
+        return 1 - (1 - drop) / (1 - s.p) if s.rescale else drop
+
+    def _alpha(self) -> float:
+        s = self.settings
+        return s.alpha * min(1.0, (self.num_steps + 1) / s.alpha_warmup) if s.alpha_warmup else s.alpha
 
     def _tau(self) -> float:
         s = self.settings
@@ -148,44 +199,40 @@ class CausalTrainer:
         self.head.tau.fill_(annealed_tau(self.num_steps, s.tau, s.tau_end, s.anneal_steps))
         return self.head.temperature
 
-    def _compute(self, network: nn.Module, x: Tensor) -> Tensor:
-        found: Tensor = in_bfloat16(network, x) if self._products else network(x)
-        return found
-
 
 class _Part:
     """The parameters of one of the three players, and their Adam."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float, grad_clip: float) -> None:
-        self._parameters: list[Tensor] = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self._learning_rate, self._grad_clip = learning_rate, grad_clip
-        self._means = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._squares = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._steps = [torch.zeros((), device=parameter.device) for parameter in self._parameters]
+        self._means = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self._num_steps = torch.zeros((), device=self.parameters[0].device)
         self.gradients: list[Tensor] = []
+        self._too_long: Tensor | None = None
 
-    def descend(self, loss: Float[Tensor, ""], *, wait: bool = False) -> None:
-        """Take the gradients of `loss`, and move unless `wait`."""
-        self.gradients = list(torch.autograd.grad(loss, self._parameters))
+    def descend(self, gradients: Iterable[Tensor], *, wait: bool = False) -> None:
+        """Take the gradients of what the player minimises, and move unless `wait`."""
+        self.gradients = list(gradients)
         if self._grad_clip > 0:
-            # as nn.utils.clip_grad_norm_
+            # as nn.utils.clip_grad_norm_, but the division is left to Adam's one pass
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.gradients)))
-            torch._foreach_mul_(self.gradients, (self._grad_clip / (norm + 1e-6)).clamp(max=1.0))
+            self._too_long = norm.add_(1e-6).div_(self._grad_clip).clamp_(min=1.0)
         if not wait:
             self.move()
 
-    @torch.no_grad()
     def move(self) -> None:
-        """One step of Adam by the gradients that were taken."""
-        # the function behind torch.optim.Adam: the object's bookkeeping takes as long as a small part's step
-        adam(
-            self._parameters,
+        """One step of Adam by the gradients that were taken, which it clips in place."""
+        self._num_steps.add_(1)
+        # what torch.optim.Adam comes down to: its bookkeeping takes as long as a small part's step
+        torch._fused_adam_(
+            self.parameters,
             self.gradients,
             self._means,
             self._squares,
             [],
-            self._steps,
-            fused=True,
+            [self._num_steps] * len(self.parameters),
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
@@ -193,4 +240,5 @@ class _Part:
             weight_decay=0.0,
             eps=1e-8,
             maximize=False,
+            grad_scale=self._too_long,
         )

@@ -311,16 +311,16 @@ def measure_anew_unless(weight: str) -> Measure:
 
 @pytest.mark.slow
 def test_sparsity_left_out_is_found(monkeypatch):
-    right = losses.total
-    monkeypatch.setattr(losses, "total", lambda *, lambda1, **rest: right(lambda1=0.0, **rest))
+    right = losses.total_weights
+    monkeypatch.setattr(losses, "total_weights", lambda *, lambda1, **rest: right(lambda1=0.0, **rest))
     with pytest.raises(AssertionError):
         check_falls([LAMBDA1[0], LAMBDA1[-1]], "mean_mask", measure_anew_unless("lambda1"))
 
 
 @pytest.mark.slow
 def test_flipped_adversary_is_found(monkeypatch):
-    right = losses.total
-    monkeypatch.setattr(losses, "total", lambda *, alpha, **rest: right(alpha=-alpha, **rest))
+    right = losses.total_weights
+    monkeypatch.setattr(losses, "total_weights", lambda *, alpha, **rest: right(alpha=-alpha, **rest))
     with pytest.raises(AssertionError):
         check_falls(ALPHA, "probe_auc", measure_anew_unless("alpha"))
 

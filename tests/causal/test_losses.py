@@ -38,6 +38,15 @@ def test_total_is_the_reference():
     checks.check_total(losses.total)
 
 
+def test_the_weights_of_the_total_are_its_slopes():
+    given = {"alpha": 0.3, "lambda1": 0.7, "lambda2": 11.0, "beta": 2.0}
+    weights = losses.total_weights(**given)
+    terms = {name: torch.tensor(1.0, dtype=torch.float64, requires_grad=True) for name in weights}
+    slopes = torch.autograd.grad(losses.total(**terms, **given), list(terms.values()))
+    assert [slope.item() for slope in slopes] == pytest.approx(list(weights.values()), rel=1e-12)
+    assert losses.total(**dict.fromkeys(weights, 1.0), **given) == pytest.approx(sum(weights.values()))
+
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(2, 8), d1=st.integers(1, 6), d2=st.integers(1, 6), seed=SEEDS)
 def test_hsic_of_any_shape_is_the_reference(n, d1, d2, seed):
@@ -151,6 +160,39 @@ def test_places_in_ascending_order_are_those_of_a_sort(values, data):
     last = data.draw(st.integers(first, len(values) - 1))
     found = losses._ascending(values, first, last)
     np.testing.assert_array_equal(found, np.sort(values)[first : last + 1])
+
+
+TERMS = {
+    **{name: (loss, 1) for name, loss in losses.ADVERSARY_LOSSES.items()},
+    **{name: (loss, 2) for name, loss in losses.DIVERGENCES.items()},
+    **{name: (loss, 1) for name, loss in losses.SPARSITIES.items()},
+    **{name: (loss, 2) for name, loss in losses.HSIC_ESTIMATORS.items()},
+    "classification": (losses.classification, 1),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("widths", [(3, 3), (3, 4)])
+def test_gradients_of_every_term_are_those_of_autograd(name, widths):
+    """What the trainer takes in place of autograd; of samples of two widths too where there are two."""
+    term, number = TERMS[name]
+    of_rows = term in (*losses.SPARSITIES.values(), *losses.HSIC_ESTIMATORS.values())
+    shapes = [(9, width) if of_rows else (9,) for width in widths[:number]]
+    variables = [
+        checks.tensor(checks.draw(seed, *shape)).requires_grad_() for seed, shape in enumerate(shapes)
+    ]
+    labelled = term in (losses.classification, *losses.ADVERSARY_LOSSES.values())
+    given = {"y": checks.tensor(checks.labels(2, 9))} if labelled else {}
+    value = term(*variables, **given)
+    expected = torch.autograd.grad(value, variables, materialize_grads=True)
+    with torch.no_grad():
+        found, of_variables = losses.with_gradients(term, *variables, **given)
+        alone = losses.gradients(term, *variables, **given)
+    assert not found.requires_grad
+    torch.testing.assert_close(found, value.detach(), rtol=1e-12, atol=1e-14)
+    for one, again, exact in zip(of_variables, alone, expected, strict=True):
+        torch.testing.assert_close(one.expand_as(exact), exact, rtol=1e-10, atol=1e-14)
+        assert torch.equal(one, again)
 
 
 def test_distances_have_the_gradient_of_any_function_of_them():
