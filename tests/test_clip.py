@@ -297,6 +297,19 @@ def test_a_cuda_device_gives_the_features_of_the_cpu(tiny: ClipEncoder, dtype: s
         assert cosine(found[layer], values).min() > (0.99999 if dtype == "float32" else 0.995), layer
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_batch_size_that_comes_again_is_replayed_with_the_features_of_its_first_pass() -> None:
+    encoder = load_encoder("tiny-random", layers=ALL_LAYERS, dtype="float32", device="cuda")
+    one, other = random_crops(8), random_crops(8)[::-1].copy()
+    first = encoder.encode(one)
+    for crops, expected in ((one, first), (other, {name: rows[::-1] for name, rows in first.items()})) * 2:
+        found = encoder.encode(crops)
+        for layer, values in expected.items():
+            np.testing.assert_allclose(found[layer], values, rtol=1e-5, atol=1e-6, err_msg=layer)
+    assert encoder.encode(one[:3])["proj"].shape == first["proj"][:3].shape
+
+
 REAL_LAYERS = ("proj", "pre", "cls@7", "mean@7", "cls@12")
 NATURAL = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "motorcycle_left", "rocket")
 """Colour photographs that scikit-image's wheel carries."""

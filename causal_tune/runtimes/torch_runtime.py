@@ -15,6 +15,7 @@ beside it.
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from causal_tune.processor import has_amx, has_bfloat16
+from causal_tune.runtimes.cuda_graphs import Recorded, Repeated
 from causal_tune.runtimes.protocol import EncoderDescription, last_block, layer_widths
 from causal_tune.towers import Tower
 
@@ -201,6 +203,11 @@ class TorchRuntime:
         self._projection = state["proj"].to(**to).T.contiguous()
         num_blocks = last_block(tower, description.layers)
         self._blocks = [_Block(tower, state, index, **to) for index in range(num_blocks)]
+        self._one_at_a_time = Lock()
+        self._on_cuda = Repeated(
+            lambda pixels: self._forward(pixels.to(device, non_blocking=True)),
+            record=lambda pixels: Recorded(self._forward, pixels, device),
+        )
         self._threads = ThreadPoolExecutor(
             num_threads, "encoder", initializer=torch.set_num_threads, initargs=(1,)
         )
@@ -210,14 +217,16 @@ class TorchRuntime:
         # torch warns of arrays that must not be written to, such as those out of Ray's object store
         pixels = torch.from_numpy(crops if crops.flags.writeable else crops.copy())
         if self._device.type == "cuda":
-            chunks = [self._forward(pixels.pin_memory().to(self._device, non_blocking=True))]
-        else:
-            passes = list(torch.split(pixels, _CPU_CHUNK))
-            if self._whole_passes:
-                passes[-1] = _as_full_pass(passes[-1])
-            chunks = list(self._threads.map(self._forward, passes))
+            with self._one_at_a_time:  # a replayed pass overwrites what it returned before
+                return self._to_numpy([self._on_cuda(pixels.pin_memory())], len(pixels))
+        passes = list(torch.split(pixels, _CPU_CHUNK))
+        if self._whole_passes:
+            passes[-1] = _as_full_pass(passes[-1])
+        return self._to_numpy(list(self._threads.map(self._forward, passes)), len(pixels))
+
+    def _to_numpy(self, passes: list[dict[str, Tensor]], number: int) -> dict[str, Float[np.ndarray, "B d"]]:
         return {
-            layer: torch.cat([chunk[layer] for chunk in chunks])[: len(pixels)].float().cpu().numpy()
+            layer: torch.cat([one[layer] for one in passes])[:number].float().cpu().numpy()
             for layer in self._widths
         }
 
