@@ -126,6 +126,7 @@ def _describe(
         layers=tuple(layer_widths(tower, layers)),
         image_size=tower.image_size,
         runtime=chosen_runtime,
+        pixels="normalised" if chosen_dtype == "float32" else "whole",
     )
 
 

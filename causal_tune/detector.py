@@ -212,6 +212,8 @@ def _notes(found: EncoderDescription, wanted: dict[str, Any]) -> list[str]:
     notes = []
     trained = f"{wanted['dtype']} by {wanted.get('runtime', 'torch')}"
     here = f"{found.dtype} by {found.runtime}"
+    if found.dtype == wanted["dtype"] != "float32" and "pixels" not in wanted:
+        trained += ", of pixels rounded to it,"  # before there were whole ones
     if here != trained:
         by = "by a few hundredths" if "bfloat16" in (found.dtype, wanted["dtype"]) else "in the last digits"
         notes.append(

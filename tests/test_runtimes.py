@@ -145,10 +145,10 @@ def test_the_fingerprint_changes_with_the_runtime() -> None:
     assert len({description.fingerprint for description in described.values()}) == len(RUNTIMES)
 
 
-def test_a_description_from_before_the_second_runtime_means_torch() -> None:
+def test_a_description_from_before_there_was_a_choice_means_what_there_was() -> None:
     described = describe_encoder("tiny-random", dtype="float32", runtime="torch", device="cpu")
     stored = json.loads(json.dumps(described.values))
-    assert "runtime" not in stored
+    assert not {"runtime", "pixels"} & stored.keys()
     tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     assert EncoderDescription(**tuples) == described
     other = dataclasses.replace(described, runtime="openvino")
@@ -374,9 +374,20 @@ def test_a_detector_encodes_in_the_dtype_of_its_training(monkeypatch: pytest.Mon
     ):
         features = {"avx512_bf16": native, "avx512_f": True}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
-        detector = detector_of({**described, "dtype": trained})
+        pixels = {"pixels": "whole"} if trained == "bfloat16" else {}
+        detector = detector_of({**described, "dtype": trained, **pixels})
         assert detector.encoder_description().dtype == used
         assert len(detector.notes) == (used != trained)
+
+
+def test_a_detector_of_rounded_pixels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From before bfloat16 features took whole ones."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True, "avx512_f": True})
+    described = describe_encoder("tiny-random", dtype="float32", device="cpu").values
+    detector = detector_of({**described, "dtype": "bfloat16"})
+    detector.encoder_description()
+    (note,) = detector.notes
+    assert "of pixels rounded to it" in note
 
 
 @each

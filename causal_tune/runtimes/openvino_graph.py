@@ -7,11 +7,18 @@ Compiling it takes 1-2 s.
 
 import numpy as np
 import openvino as ov
+import torch
 from numpy.typing import NDArray
 from openvino import opset13 as op
 from torch import Tensor
 
-from causal_tune.runtimes.protocol import EncoderDescription, last_block, layer_widths
+from causal_tune.runtimes.protocol import (
+    WHOLE_PIXELS_FROM,
+    EncoderDescription,
+    last_block,
+    layer_widths,
+    whole_pixel_patches,
+)
 from causal_tune.towers import Tower
 
 __all__ = ["MOST_IMAGES", "build_graph"]
@@ -69,15 +76,21 @@ class _Builder:
 
     def tokens(self, crops: ov.Node, description: EncoderDescription) -> ov.Node:
         """Class token and patches, with their positions, as they enter the first block: [B, N, d]."""
-        mean, std = (255 * np.array(of, np.float32) for of in (description.mean, description.std))
-        x = op.divide(op.subtract(op.convert(crops, "f32"), _constant(mean)), _constant(std))
+        kernel = self.state["conv1.weight"].transpose(0, 2, 3, 1)  # to the crops' order: row, column, channel
+        bias = None
+        x = op.convert(crops, "f32")
+        if description.pixels == "whole":
+            kernel, bias = (one.numpy() for one in whole_pixel_patches(torch.from_numpy(kernel), description))
+            x = op.subtract(x, _constant(WHOLE_PIXELS_FROM))
+        else:
+            mean, std = (255 * np.array(of, np.float32) for of in (description.mean, description.std))
+            x = op.divide(op.subtract(x, _constant(mean)), _constant(std))
         patch = self.tower.patch_size
         grid = self.tower.image_size // patch
         x = op.reshape(x, _integers(-1, grid, patch, grid, patch, 3), False)
         x = op.transpose(x, _integers(0, 1, 3, 2, 4, 5))
         x = op.reshape(x, _integers(-1, grid * grid, patch * patch * 3), False)
-        kernel = self.state["conv1.weight"].transpose(0, 2, 3, 1)  # to the crops' order: row, column, channel
-        x = _product(x, kernel.reshape(self.tower.width, -1), "conv1")
+        x = _product(x, kernel.reshape(self.tower.width, -1), "conv1", bias)
         num_images = op.gather(op.shape_of(crops), _integers(0), _integers(0))
         class_token = op.broadcast(
             _constant(self.state["class_embedding"].reshape(1, 1, -1)),

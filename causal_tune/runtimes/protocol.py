@@ -8,12 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from causal_tune.errors import InvalidConfig
 from causal_tune.towers import Tower
 
-__all__ = ["EncoderDescription", "Runtime", "last_block", "layer_widths"]
+__all__ = [
+    "WHOLE_PIXELS_FROM",
+    "EncoderDescription",
+    "Runtime",
+    "last_block",
+    "layer_widths",
+    "whole_pixel_patches",
+]
+
+WHOLE_PIXELS_FROM = 128
+"""What is taken off a pixel so that 0 to 255 become -128 to 127."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,18 +46,20 @@ class EncoderDescription:
     image_size: int
     runtime: str = "torch"
     """A key of `runtimes.RUNTIMES`."""
+    pixels: str = "normalised"
+    """How they enter the first product: `normalised`, or as `whole` numbers from -128 to 127, which every number
+    format holds exactly, with the normalisation in the weights."""
 
     @property
     def values(self) -> dict[str, Any]:
-        """The fields as a dict; without `runtime` where it is `torch`.
+        """The fields as a dict; without `runtime` where it is `torch`, and `pixels` where they are `normalised`.
 
-        So they were written before there was a second runtime: a store of that time has the same
-        fingerprint today, and a description without the field means `torch`.
+        So they were written before there was a choice: a store of that time has the same fingerprint today, and a
+        description without the field means that.
         """
         fields = asdict(self)
-        if self.runtime == "torch":
-            del fields["runtime"]
-        return fields
+        before = {"runtime": "torch", "pixels": "normalised"}
+        return {key: value for key, value in fields.items() if key not in before or value != before[key]}
 
     @property
     def fingerprint(self) -> str:
@@ -62,6 +76,20 @@ class Runtime(Protocol):
 
     def encode(self, crops: UInt8[np.ndarray, "B s s 3"]) -> Mapping[str, Float[np.ndarray, "B d"]]:
         """The float32 features of every layer, for one crop or more."""
+
+
+def whole_pixel_patches(
+    kernel: Float[Tensor, "d p p 3"], description: EncoderDescription
+) -> tuple[Float[Tensor, "d p p 3"], Float[Tensor, " d"]]:
+    """The patch embedding of `whole` pixels, by its kernel for normalised ones: its kernel, and what is added.
+
+        W (x / 255 - mean) / std = W' (x - 128) + b,    W' = W / (255 std),    b = W' (128 - 255 mean)
+
+    Normalised pixels rounded to bfloat16 were most of what bfloat16 features lost (docs/log.md).
+    """
+    mean, std = (255 * torch.tensor(of, dtype=torch.float64) for of in (description.mean, description.std))
+    scaled = kernel.double() / std
+    return scaled.float(), (scaled * (WHOLE_PIXELS_FROM - mean)).sum(dim=(1, 2, 3)).float()
 
 
 def layer_widths(tower: Tower, layers: Sequence[str]) -> dict[str, int]:

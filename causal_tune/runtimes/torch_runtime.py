@@ -26,7 +26,13 @@ from torch import Tensor
 
 from causal_tune.processor import has_amx, has_bfloat16
 from causal_tune.runtimes.cuda_graphs import Recorded, Repeated
-from causal_tune.runtimes.protocol import EncoderDescription, last_block, layer_widths
+from causal_tune.runtimes.protocol import (
+    WHOLE_PIXELS_FROM,
+    EncoderDescription,
+    last_block,
+    layer_widths,
+    whole_pixel_patches,
+)
 from causal_tune.towers import Tower
 
 __all__ = ["DTYPES", "TorchRuntime", "load"]
@@ -192,13 +198,17 @@ class TorchRuntime:
         self._patch_size = tower.patch_size
         self._whole_passes = device.type == "cpu" and self._dtype == torch.bfloat16 and has_amx()
         to: dict[str, Any] = {"device": device, "dtype": self._dtype}
-        # uint8 values are normalised in float32, then rounded once
+        self._whole_pixels = description.pixels == "whole"
         self._mean = 255 * torch.tensor(description.mean, device=device)
         self._std = 255 * torch.tensor(description.std, device=device)
         kernel = state["conv1.weight"].permute(0, 2, 3, 1)  # to the crops' order: row, column, channel
+        positions = state["positional_embedding"]
+        if self._whole_pixels:
+            kernel, bias = whole_pixel_patches(kernel, description)
+            positions = torch.cat([positions[:1], positions[1:] + bias])
         self._patches = kernel.reshape(tower.width, -1).to(**to).contiguous()
         self._class_token = state["class_embedding"].to(**to)
-        self._positions = state["positional_embedding"].to(**to)
+        self._positions = positions.to(**to)
         self._norm_pre, self._norm_post = (_Norm(state, name, **to) for name in ("ln_pre", "ln_post"))
         self._projection = state["proj"].to(**to).T.contiguous()
         num_blocks = last_block(tower, description.layers)
@@ -250,7 +260,10 @@ class TorchRuntime:
         """Class token and patches, with their positions, as they enter the first block."""
         num_images, size, patch = len(pixels), pixels.shape[1], self._patch_size
         grid = size // patch
-        x = pixels.float().sub_(self._mean).div_(self._std)
+        if self._whole_pixels:
+            x = pixels.to(self._dtype).sub_(WHOLE_PIXELS_FROM)
+        else:
+            x = pixels.float().sub_(self._mean).div_(self._std)
         x = x.reshape(num_images, grid, patch, grid, patch, 3).permute(0, 1, 3, 2, 4, 5)
         x = F.linear(x.reshape(num_images, grid * grid, -1).to(self._dtype), self._patches)
         class_token = self._class_token.expand(num_images, 1, -1)
