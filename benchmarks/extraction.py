@@ -7,6 +7,8 @@ In one run, interleaved so that a noisy machine disturbs all alike:
 - `plain`: open_clip's model in float32, its own transforms behind a torch DataLoader, as its README shows.
 - `bare_<runtime>`: the encoder of this package by that runtime, in the dtype that `auto` takes, on ready
   uint8 crops; no files, no Ray.
+- `products`: images/s if an image took as long as its matrix products would inside one large product of the same
+  dtype: the limit of the processor.
 - `eight_layers`: the fastest of these with eight layers in place of one; `eight_layers_with_last_mean` with the
   mean of the last block among them, whose patch tokens nothing else needs: one layer skips most of that block.
 - `pipeline`: `causal_tune.extraction.extract` with `--runtime auto`, from files to a finished store.
@@ -16,7 +18,8 @@ In one run, interleaved so that a noisy machine disturbs all alike:
 
 `of_bare_model` is pipeline over the fastest bare runtime in float or bfloat16, both between their first and
 last batch (model loading and the start of Ray left out); `of_bare_model_with_startup` counts the whole
-`extract` call. `layers_cost` is the time of eight layers over that of one. `cosine_to_float32_torch` is
+`extract` call. `of_products` is that bare runtime over `products`, and `products_over_plain` the most that
+`speedup_over_plain` could be. `layers_cost` is the time of eight layers over that of one. `cosine_to_float32_torch` is
 measured on the same crops. `images_per_cpu_s` counts processor time, which a busy machine disturbs less.
 """
 
@@ -115,6 +118,28 @@ def eight_layers(encoder: str) -> dict[str, list[str]]:
     }
 
 
+def gflop_of_an_image(encoder: str) -> float:
+    """10^9 operations of the products that `proj` needs: in the last block only keys and values of every token."""
+    tower = tower_of(describe_encoder(encoder).architecture)
+    width, num_patches = tower.width, (tower.image_size // tower.patch_size) ** 2
+    num_tokens = num_patches + 1
+    patches = num_patches * 3 * tower.patch_size**2 * width
+    block = num_tokens * width * (4 * width + 2 * tower.mlp_width) + 2 * num_tokens**2 * width
+    last = num_tokens * width * 2 * width
+    return 2e-9 * (patches + (tower.num_blocks - 1) * block + last)
+
+
+def products_rate(dtype: str, gflop: float) -> float:
+    """Images/s of the best of ten large products."""
+    a, b = (torch.randn(2048, 2048).to(getattr(torch, dtype)) for _ in range(2))
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        _ = a @ b
+        times.append(time.perf_counter() - begin)
+    return 2e-9 * 2048**3 / min(times) / gflop
+
+
 def ort_int8() -> Encode | None:
     """The wheel's own int8 model in ONNX Runtime; None, with a message, where that is missing."""
     if find_spec("onnxruntime") is None:
@@ -204,6 +229,7 @@ def main() -> None:
         reference = bare(options.encoder, "torch", dtype="float32")(crops)
         fidelity = {name: asdict(cosines(encode(crops), reference)) for name, encode in encoders.items()}
         several = eight_layers(options.encoder)
+        gflop = gflop_of_an_image(options.encoder)
 
         rates: dict[str, list[float]] = {}
         cpu_rates: dict[str, list[float]] = {}
@@ -228,6 +254,7 @@ def main() -> None:
                     encode(crops[: options.batch_size])
             for name, encode in layered.items():
                 measure(name, encode)
+            rates.setdefault("products", []).append(products_rate(dtypes[fastest], gflop))
             some = paths[:: max(1, len(paths) // options.num_plain)]
             rates.setdefault("plain", []).append(plain_rate(plain, transform, some))
             with cluster.connected():
@@ -242,6 +269,9 @@ def main() -> None:
         "of_bare_model_with_startup": round(medians["pipeline_with_startup"] / medians[fastest], 3),
         "fastest_bare": fastest,
         "speedup_over_plain": round(medians["pipeline"] / medians["plain"], 3),
+        "of_products": round(medians[fastest] / medians["products"], 3),
+        "products_over_plain": round(medians["products"] / medians["plain"], 3),
+        "gflop_of_an_image": round(gflop, 2),
         "layers_cost": round(medians[layered_name] / medians["eight_layers"], 3),
         "layers_cost_with_last_mean": round(
             medians[layered_name] / medians["eight_layers_with_last_mean"], 3
