@@ -124,7 +124,7 @@ class CausalTrainer:
         terms["sparsity"], (of_mask,) = losses.with_gradients(losses.SPARSITIES[s.sparsity], mask)
         of_mask = weights["sparsity"] * of_mask
 
-        logits, other = self._classify(zc), self._classify(zcf)
+        logits, other = (self._classify(one).output[:, 0] for one in (zc, zcf))
         of_logits, of_other = self._of_classifier_loss(logits, other, labels)
         terms |= self._classifier_terms(logits, other, labels)
 
@@ -148,18 +148,20 @@ class CausalTrainer:
 
     def _step_unmasked(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         zcf = counterfactual(features, self._drop(features))
-        terms = self._classifier_terms(self._classify(features), self._classify(zcf), labels)
+        logits, other = (self._classify(one).output[:, 0] for one in (features, zcf))
+        terms = self._classifier_terms(logits, other, labels)
         self._descend_classifier(features, zcf, labels)
         return terms
 
     def _descend_classifier(self, zc: Tensor, zcf: Tensor, labels: Tensor, *, wait: bool = False) -> None:
-        of_logits, of_other = self._of_classifier_loss(self._classify(zc), self._classify(zcf), labels)
-        of_weight = (of_logits @ zc).addmv_(zcf.T, of_other)
-        self._classifier.descend([of_weight[None], (of_logits + of_other).sum()[None]], wait=wait)
+        reading, other = self._classify(zc), self._classify(zcf)
+        of_logits, of_other = self._of_classifier_loss(reading.output[:, 0], other.output[:, 0], labels)
+        pairs = zip(reading.gradients(of_logits[:, None]), other.gradients(of_other[:, None]), strict=True)
+        self._classifier.descend([one.add_(more) for one, more in pairs], wait=wait)
 
-    def _classify(self, z: Tensor) -> Tensor:
-        classifier = self.head.classifier
-        return torch.addmv(classifier.bias, z, classifier.weight[0])
+    def _classify(self, z: Tensor) -> Pass:
+        """The classifier's logits [B, 1]."""
+        return Pass(self.head.classifier, z)
 
     def _classifier_terms(self, logits: Tensor, other: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """L_cls and L_inv."""

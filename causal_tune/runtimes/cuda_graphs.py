@@ -4,21 +4,17 @@ A ViT-B/16 launches some 200 kernels a pass, many of them shorter than their lau
 """
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar, final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 __all__ = ["Recorded", "Repeated"]
 
-Result = TypeVar("Result", covariant=True)
+Result = TypeVar("Result")
 
 _MOST_SIZES = 4
 """Batch sizes that are recorded: each holds the memory of its pass."""
-
-
-class _Forward(Protocol[Result]):
-    def __call__(self, batch: Tensor, /) -> Result: ...
 
 
 @final
@@ -33,10 +29,12 @@ class Repeated(Generic[Result]):
     ['as it is', 'recorded', 'recorded', 'as it is']
     """
 
-    def __init__(self, forward: _Forward[Result], record: Callable[[Tensor], _Forward[Result]]) -> None:
+    def __init__(
+        self, forward: Callable[[Tensor], Result], record: Callable[[Tensor], Callable[[Tensor], Result]]
+    ) -> None:
         self._forward, self._record = forward, record
         self._seen: set[int] = set()
-        self._recorded: dict[int, _Forward[Result]] = {}
+        self._recorded: dict[int, Callable[[Tensor], Result]] = {}
 
     def __call__(self, batch: Tensor) -> Result:
         """What `forward` returns for `batch`."""
@@ -54,7 +52,7 @@ class Recorded(Generic[Result]):
     batch: on the host, pinned or not. `forward` must not wait for the device.
     """
 
-    def __init__(self, forward: _Forward[Result], batch: Tensor, device: torch.device) -> None:
+    def __init__(self, forward: Callable[[Tensor], Result], batch: Tensor, device: torch.device) -> None:
         self._device = device
         with torch.cuda.device(device):
             self._batch = batch.to(device)
@@ -68,7 +66,7 @@ class Recorded(Generic[Result]):
             with torch.cuda.graph(self._graph):
                 self._found = forward(self._batch)
 
-    def __call__(self, batch: Tensor, /) -> Result:
+    def __call__(self, batch: Tensor) -> Result:
         """What `forward` returns for `batch`, by the graph."""
         with torch.cuda.device(self._device):
             self._batch.copy_(batch, non_blocking=True)
