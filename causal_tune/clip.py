@@ -18,8 +18,8 @@ from causal_tune.errors import InvalidConfig
 from causal_tune.processor import has_bfloat16
 from causal_tune.runtimes import RUNTIMES, check_dtype, choose_runtime
 from causal_tune.runtimes.protocol import EncoderDescription, layer_widths
-from causal_tune.towers import Tower, check_state, infer_architecture, tower_of
-from causal_tune.weights import default_cache_dir, load_verified, weights_sha256
+from causal_tune.towers import Tower, tower_of
+from causal_tune.weights import LoadedTower, default_cache_dir, load_tower, weights_sha256
 
 __all__ = [
     "DTYPES",
@@ -52,10 +52,10 @@ def describe_encoder(
     ('proj', 'cls@2')
     """
     encoder = resolve(name)
-    if encoder.architecture is None:
-        state, sha256 = load_verified(encoder)
-        return _describe(encoder, _tower(encoder, state), sha256, layers, dtype, runtime, device)
-    tower = tower_of(encoder.architecture)
+    if encoder.source == "file":  # read for its hash in any case: so what is wrong with it is told here
+        loaded = _load(encoder, cache_dir)
+        return _describe(encoder, loaded.tower, loaded.sha256, layers, dtype, runtime, device)
+    tower = tower_of(str(encoder.architecture))
     sha256 = weights_sha256(name, cache_dir=cache_dir)
     return _describe(encoder, tower, sha256, layers, dtype, runtime, device)
 
@@ -86,21 +86,23 @@ def load_encoder(
     if num_threads is not None and num_threads < 1:
         raise InvalidConfig(f"num_threads is {num_threads}; an encoder needs at least 1.")
     encoder = resolve(name)
-    state, sha256 = load_verified(encoder, cache_dir=cache_dir)
-    tower = _tower(encoder, state)
-    description = _describe(encoder, tower, sha256, layers, dtype, runtime, device)
-    check_state(tower, state, source=encoder.name)
+    loaded = _load(encoder, cache_dir)
+    description = _describe(encoder, loaded.tower, loaded.sha256, layers, dtype, runtime, device)
     return ClipEncoder(
-        tower, state, description, device=_device(device), num_threads=num_threads, cache_dir=cache_dir
+        loaded.tower,
+        loaded.state,
+        description,
+        device=_device(device),
+        num_threads=num_threads,
+        cache_dir=cache_dir,
     )
 
 
-def _tower(encoder: Encoder, state: dict[str, Tensor]) -> Tower:
-    if encoder.architecture is not None:
-        return tower_of(encoder.architecture)
-    architecture, note = infer_architecture(state, source=encoder.name)
-    warnings.warn(note, stacklevel=3)
-    return tower_of(architecture)
+def _load(encoder: Encoder, cache_dir: Path | None) -> LoadedTower:
+    loaded = load_tower(encoder, cache_dir=cache_dir)
+    if loaded.note:
+        warnings.warn(loaded.note, stacklevel=3)
+    return loaded
 
 
 def _describe(

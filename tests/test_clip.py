@@ -26,8 +26,9 @@ from causal_tune.errors import InvalidConfig, WeightsError
 from causal_tune.processor import has_bfloat16
 from causal_tune.runtimes import torch_runtime
 from causal_tune.runtimes.protocol import WHOLE_PIXELS_FROM, whole_pixel_patches
-from causal_tune.towers import TINY, Tower, build_tower, tiny_state, tower_of
+from causal_tune.towers import TINY, Tower, tiny_state, tower_of
 from causal_tune.weights import fetch, load_state
+from tests.open_clip_towers import build_tower, empty_tower
 
 ALL_LAYERS = ("proj", "pre", "cls@1", "cls@2", "cls@3", "mean@1", "mean@2", "mean@3")
 
@@ -44,7 +45,7 @@ def normalised(crops: np.ndarray) -> torch.Tensor:
 
 def of_open_clip(tower: Tower, state: dict[str, torch.Tensor], crops: np.ndarray) -> dict[str, np.ndarray]:
     """Every layer by open_clip's own modules, in float32, kept by hooks."""
-    module = build_tower(tower, state, source="a test")
+    module = build_tower(tower, state)
     found: dict[str, torch.Tensor] = {}
 
     def keep(number: int) -> object:
@@ -289,11 +290,9 @@ def test_a_local_file_of_another_architecture_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_the_activation_chosen_for_a_local_file_is_told_and_can_be_overridden(tmp_path: Path) -> None:
-    from causal_tune.towers import _empty_tower
-
     tower = tower_of("ViT-B-32")
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in _empty_tower(tower).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in empty_tower(tower).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     state = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     path = tmp_path / "clip.safetensors"

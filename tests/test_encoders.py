@@ -114,10 +114,10 @@ def test_an_unknown_architecture_is_refused() -> None:
 def shapes_of(architecture: str) -> dict[str, object]:
     import torch
 
-    from causal_tune.towers import _empty_tower
+    from tests.open_clip_towers import empty_tower
 
     with torch.device("meta"):
-        return dict(_empty_tower(tower_of(architecture)).state_dict())
+        return dict(empty_tower(tower_of(architecture)).state_dict())
 
 
 @pytest.mark.parametrize("architecture", sorted(_TOWERS))

@@ -83,6 +83,29 @@ def test_every_indexed_image_is_stored_or_quarantined(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_not_stored(tmp_path: Path, value: float) -> None:
+    features = feature_values([0, 1, 2])
+    features[1, 3] = value
+    with pytest.raises(StoreError, match=r"features of /images/1\.png are not finite numbers \(layer proj\)"):
+        write_shard(shard_path(tmp_path, 0), rows_table([0, 1, 2]), {"proj": features}, [])
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "are not finite"), (0.0, "are zeros: a block")])
+def test_stored_features_that_no_encoder_gives_are_not_handed_out(
+    tmp_path: Path, value: float, words: str
+) -> None:
+    store = make_store(tmp_path, 70)
+    path = shard_path(tmp_path, 1)
+    content, expected = path.read_bytes(), feature_values([66]).tobytes()
+    assert content.count(expected) == 1  # uncompressed
+    path.write_bytes(content.replace(expected, np.full(WIDTH, value, np.float32).tobytes()))
+    assert store.features("proj", np.asarray([65, 67])).shape == (2, WIDTH)
+    with pytest.raises(StoreError, match=rf"1 images in .*such as /images/66\.png, {words}"):
+        FeatureStore(tmp_path).features("proj", np.asarray([65, 66, 67]))
+
+
 def test_features_come_back_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
     store = make_store(tmp_path, 200, bad=frozenset({0}))
     positions = np.asarray([198, 0, 64, 63, 0, 120])

@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from causal_tune import weights
-from causal_tune.errors import WeightsError
+from causal_tune.clip import describe_encoder, load_encoder
+from causal_tune.errors import InvalidConfig, UnknownName, WeightsError
 from causal_tune.state_dicts import canonical_state, dequantised_onnx, read_state, state_sha256
 from causal_tune.towers import TINY, check_state, tiny_state
 from causal_tune.weights import fetch, is_fetched, load_state, weights_path, weights_sha256
+from tests.conftest import run_cli, write_images
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -70,6 +72,69 @@ def test_all_names_of_one_tower_are_brought_to_one() -> None:
         in_names_of_transformers(state),
     ):
         assert same(canonical_state(given, source="a test"), state)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "model.", "clip_model.", "module._orig_mod.model.", "state_dict.net.clip_model."]
+)
+def test_what_wraps_a_model_is_taken_off(prefix: str) -> None:
+    state = tiny_state()
+    for given in (
+        state,
+        {f"visual.{name}": tensor for name, tensor in state.items()},
+        {f"visual._orig_mod.{name}": tensor for name, tensor in state.items()},
+        in_names_of_transformers(state),
+    ):
+        wrapped = {f"{prefix}{name}": tensor for name, tensor in given.items()}
+        wrapped[f"{prefix}logit_scale"] = torch.ones(())
+        if "conv1.weight" in given:
+            del wrapped[f"{prefix}logit_scale"]  # what lies among a tower's own names would be one too many
+        assert same(canonical_state(wrapped, source="a test"), state)
+
+
+def test_nested_dicts_are_one_state(tmp_path: Path) -> None:
+    state = tiny_state()
+    model = {f"module.visual.{name}": tensor for name, tensor in state.items()}
+    torch.save(
+        {"epoch": 3, "nets": {"clip": model}, "optimizer": {"state": {0: {"step": torch.ones(())}}}},
+        tmp_path / "w.pt",
+    )
+    assert same(read_state(tmp_path / "w.pt"), state)
+    # the model, and not the average of its steps
+    torch.save(
+        {"model": model, "ema": {name: 2 * tensor for name, tensor in model.items()}}, tmp_path / "w.pt"
+    )
+    assert same(read_state(tmp_path / "w.pt"), state)
+
+
+def test_two_towers_are_not_chosen_from() -> None:
+    state = tiny_state()
+    both = {
+        f"{who}.visual.{name}": tensor for who in ("student", "teacher") for name, tensor in state.items()
+    }
+    with pytest.raises(WeightsError, match=r"2 visual towers.*'student\.visual\.', 'teacher\.visual\.'"):
+        canonical_state(both, source="a test")
+    with pytest.raises(WeightsError, match=r"holds visual\.proj twice"):
+        canonical_state({"visual.proj": state["proj"], "module.visual.proj": state["proj"]}, source="a test")
+
+
+def test_a_resnet_is_told_from_a_vision_transformer() -> None:
+    resnet = {
+        f"visual.{name}.weight": torch.ones(2, 2) for name in ("conv1", "layer1.0.conv1", "attnpool.c_proj")
+    }
+    with pytest.raises(WeightsError, match=r"RN\.pt holds a ResNet; only plain vision transformers"):
+        canonical_state(resnet, source="RN.pt")
+
+
+def test_an_adapter_beside_the_tower_is_not_passed_over() -> None:
+    state = tiny_state()
+    adapted = in_names_of_transformers(state) | {
+        "vision_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 64)
+    }
+    with pytest.raises(
+        WeightsError, match=r"it has vision_model\.encoder\.layers\.0\.self_attn\.q_proj\.lora_A"
+    ):
+        check_state(TINY, canonical_state(adapted, source="a test"), source="a test")
 
 
 def test_a_file_without_a_tower_is_refused_with_the_names_it_has() -> None:
@@ -181,6 +246,84 @@ def test_a_tensor_that_is_missing_or_too_many_is_named() -> None:
         check_state(TINY, state, source="a test")
 
 
+def damaged(name: str, value: float) -> dict[str, torch.Tensor]:
+    state = tiny_state()
+    state[name].view(-1)[7] = value
+    return state
+
+
+UNUSABLE = {
+    "nan": (
+        damaged("transformer.resblocks.1.attn.in_proj_weight", float("nan")),
+        "1 of the 12,288 values of transf",
+    ),
+    "infinite": (damaged("conv1.weight", float("-inf")), "values of conv1.weight are NaN or infinite"),
+    "beyond float32": (
+        {name: tensor.double() * (1e300 if name == "proj" else 1) for name, tensor in tiny_state().items()},
+        "values of proj are NaN or infinite",
+    ),
+    "lacking": (
+        {name: tensor for name, tensor in tiny_state().items() if name != "ln_post.bias"},
+        "lacks ln_post.bias",
+    ),
+    "too many": (tiny_state() | {"head.weight": torch.ones(2)}, "it has head.weight"),
+    "another shape": (
+        tiny_state() | {"proj": torch.ones(64, 5)},
+        r"proj has the shape \(64, 5\), not \(64, 32\)",
+    ),
+    "quantised": (
+        {name: (100 * tensor).to(torch.int8) for name, tensor in tiny_state().items()},
+        "is int8, strided; dense floating-point",
+    ),
+    "query without key": (
+        {
+            k: v
+            for k, v in in_names_of_transformers(tiny_state()).items()
+            if "layers.1.self_attn.k_proj" not in k
+        },
+        r"attn.in_proj_bias has the shape \(128,\), not \(192,\)",
+    ),
+    "keys of another width": (
+        in_names_of_transformers(tiny_state())
+        | {"vision_model.encoder.layers.1.self_attn.k_proj.weight": torch.ones(64, 63)},
+        r"lacks transformer.resblocks.1.attn.in_proj_weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_weights_that_cannot_be_used_are_refused_wherever_they_are_read(tmp_path: Path, what: str) -> None:
+    state, message = UNUSABLE[what]
+    torch.save(state, tmp_path / "w.pt")
+    name = f"{tmp_path / 'w.pt'}@tiny"
+    for read in (fetch, describe_encoder, load_encoder):
+        with pytest.raises(WeightsError, match=message):
+            read(name)
+
+
+def test_an_architecture_that_there_is_not_is_refused_by_fetch(tmp_path: Path) -> None:
+    save_file(tiny_state(), tmp_path / "w.safetensors")
+    with pytest.raises(UnknownName, match="no architecture called 'ViT-B-17'"):
+        fetch(f"{tmp_path / 'w.safetensors'}@ViT-B-17")
+    with pytest.raises(InvalidConfig, match="it is a ResNet"):  # before its download
+        fetch("RN50-quickgelu:openai", cache_dir=tmp_path)
+    state = {name: tensor for name, tensor in tiny_state().items() if name != "proj"}
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="it lacks proj"):  # a vision model without its projection
+        fetch(str(tmp_path / "w.safetensors"))
+
+
+def test_extract_refuses_them_before_anything_starts(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", {"alpha": 1})
+    assert run_cli("index", images, "--layout", "csv", "-o", tmp_path / "i.parquet").exit_code == 0
+    save_file(UNUSABLE["nan"][0], tmp_path / "w.safetensors")
+    words = ["extract", tmp_path / "i.parquet", "--encoder", f"{tmp_path / 'w.safetensors'}@tiny"]
+    result = run_cli(*words, "--workspace", tmp_path / "runs")
+    assert result.exit_code == 2
+    assert "are NaN or infinite" in " ".join(result.output.split())
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_encoder_that_was_not_fetched_says_how(tmp_path: Path) -> None:
     assert not is_fetched("vit-b-16-int8", cache_dir=tmp_path)
     for read in (load_state, weights_sha256):
@@ -199,7 +342,7 @@ def test_encoders_without_a_fetch_are_only_verified(tmp_path: Path) -> None:
     fetch("tiny-random", cache_dir=tmp_path)
     path = tmp_path / "tiny.safetensors"
     save_file(tiny_state(), path)
-    assert fetch(str(path), cache_dir=tmp_path) == path
+    assert fetch(f"{path}@tiny", cache_dir=tmp_path) == path
     assert sorted(tmp_path.iterdir()) == [path]
 
 

@@ -27,7 +27,7 @@ def index_of(contents: list[str | None], split: str = "") -> pa.Table:
 
 
 def feature(content: str, view: str) -> float:
-    return float(int(content)) + (0.5 if view != CLEAN else 0.0)
+    return 1.0 + int(content) + (0.5 if view != CLEAN else 0.0)
 
 
 def do(work: Work, task: dict) -> tuple[int, int]:

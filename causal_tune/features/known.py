@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from causal_tune.features.shards import STORE_FORMAT, read_shard
-from causal_tune.features.store import StoreSpec
+from causal_tune.errors import StoreError
+from causal_tune.features.shards import read_shard
+from causal_tune.features.store import StoreSpec, read_description
 
 __all__ = ["KnownFeatures", "Sources", "identity", "read_sources", "stores_of_the_same_features"]
 
@@ -28,11 +29,10 @@ def stores_of_the_same_features(workspace: Path, spec: StoreSpec) -> list[Path]:
     found = []
     for path in sorted((workspace / "stores").glob("*/store.json")):
         try:
-            description = json.loads(path.read_text())
-            same = identity(description) == wanted and description["format"] == STORE_FORMAT
-        except (OSError, json.JSONDecodeError, KeyError):
+            description = read_description(path.parent)
+        except StoreError:
             continue  # no store of this format: nothing can be taken from it
-        if same and path.parent.name != spec.fingerprint:
+        if identity(description) == wanted and path.parent.name != spec.fingerprint:
             found.append(path.parent)
     return found
 

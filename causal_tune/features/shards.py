@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from causal_tune.atomic import atomic_path
@@ -123,11 +124,18 @@ def write_shard(
 
     `rows` has `ROW_COLUMNS` (of a view also `VIEW_COLUMNS`) of the images that were encoded, in index
     order; `features` one array [len(rows), d] a layer, in the same order; `quarantine` one {path, reason}
-    for each image of the range that could not be read.
+    for each image of the range that could not be read. `StoreError` for features that are not finite numbers.
     """
     names = [*ROW_COLUMNS, *(name for name in VIEW_COLUMNS if name in rows.column_names)]
     columns = {name: rows[name].combine_chunks() for name in names}
     for layer, values in features.items():
+        if not np.isfinite(values).all():
+            place = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise StoreError(
+                f"The features of {rows['path'][place]} are not finite numbers (layer {layer}), and nothing of its "
+                "shard was stored. Check the encoder's weights with `causal-tune fetch ENCODER`; if they are sound, "
+                "encode with --dtype float32. What was stored before is kept."
+            )
         width = values.shape[1]
         flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
         columns[layer] = pa.ExtensionArray.from_storage(
@@ -163,16 +171,36 @@ def _write(path: Path, batch: pa.RecordBatch, quarantine: Sequence[Mapping[str, 
 
 
 def read_shard(path: Path) -> tuple[pa.RecordBatch, list[dict[str, str]]]:
-    """The memory-mapped rows of a shard or piece, and its quarantine; `StoreError` where it is damaged."""
+    """The memory-mapped rows of a shard or piece, and its quarantine; `StoreError` where it is damaged.
+
+    What the index says of the images is checked, features are not read.
+    """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batch = reader.get_batch(0)
-    except (pa.ArrowException, OSError) as error:
+        quarantine: list[dict[str, str]] = json.loads(reader.schema.metadata[b"quarantine"])
+        _check_rows(batch.select(list(ROW_COLUMNS)))
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise StoreError(
-            f"{path} is not a whole shard ({error}). Delete that file and run the same "
-            "`causal-tune extract` again: only this shard is made anew."
+            f"{path} is not a whole shard ({' '.join(str(error).split())}). Delete that file and run the same "
+            "`causal-tune extract` again: it makes this shard again and keeps the others."
         ) from error
-    return batch, json.loads(reader.schema.metadata[b"quarantine"])
+    return batch, quarantine
+
+
+def _check_rows(rows: pa.RecordBatch) -> None:
+    """`ValueError` for rows that no index has: blocks of a file that was not written to the disk are zeros."""
+    rows.validate(full=True)
+    if not rows.num_rows:
+        return
+    numbers, labels = rows.column("row").to_numpy(), rows.column("label").to_numpy()
+    texts = [rows.column(name) for name in ("path", "generator", "sha256")]
+    if (
+        (np.diff(numbers) <= 0).any()
+        or not np.isin(labels, (0, 1)).all()
+        or any(pc.any(pc.match_substring(text, "\0")).as_py() for text in texts)
+    ):
+        raise ValueError("its rows are damaged")
 
 
 def read_shard_report(path: Path) -> ShardReport:

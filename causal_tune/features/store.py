@@ -12,7 +12,7 @@ Shards are memory-mapped: opening a store reads no features, and a row's feature
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from causal_tune.features.shards import (
 )
 from causal_tune.images.views import CLEAN
 
-__all__ = ["FeatureStore", "StoreSpec", "finish_store", "shard_paths"]
+__all__ = ["FeatureStore", "StoreSpec", "finish_store", "read_description", "shard_paths"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,12 +97,7 @@ def finish_store(
             "num_stored": sum(batch.num_rows for batch, _ in shards),
             "num_quarantined": sum(len(reasons) for _, reasons in shards),
         }
-    table = pa.table(
-        {
-            "path": pa.array([item["path"] for item in quarantine], pa.string()),
-            "reason": pa.array([item["reason"] for item in quarantine], pa.string()),
-        }
-    )
+    table = _quarantine_table(quarantine)
     with (
         atomic_path(store_path / "quarantine.arrow") as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -125,6 +120,12 @@ def finish_store(
     return FeatureStore(store_path)
 
 
+def _quarantine_table(reasons: Sequence[Mapping[str, str]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        list(reasons), schema=pa.schema([("path", pa.string()), ("reason", pa.string())])
+    )
+
+
 def _finished_shard(store_path: Path, shard: int, view: str) -> tuple[pa.RecordBatch, list[dict[str, str]]]:
     path = shard_path(store_path, shard, view)
     if not path.exists():
@@ -134,37 +135,65 @@ def _finished_shard(store_path: Path, shard: int, view: str) -> tuple[pa.RecordB
 
 def shard_paths(store_path: Path, view: str = CLEAN) -> list[Path]:
     """The files of a view of a finished store, whether they are there or not."""
-    description = json.loads((store_path / "store.json").read_text())
-    shards = range(len(shard_ranges(int(description["num_indexed"]))))
-    return [shard_path(store_path, shard, view) for shard in shards]
+    num_indexed = read_description(store_path)["num_indexed"]
+    return [shard_path(store_path, shard, view) for shard in range(len(shard_ranges(num_indexed)))]
+
+
+def read_description(store_path: Path) -> dict[str, Any]:
+    """The store.json of a finished store; `StoreError` where there is none, or it is damaged or of a newer format."""
+    path = store_path / "store.json"
+    if not path.exists():
+        if (store_path / "shards").is_dir() or (store_path / "pieces").is_dir():
+            raise StoreError(
+                f"The store {store_path} is unfinished. Run the `causal-tune extract` that began it "
+                "again: it continues where it stopped."
+            )
+        raise StoreError(
+            f"There is no feature store at {store_path} (no store.json). Make one with "
+            "`causal-tune extract INDEX --encoder NAME`; it prints the store's path."
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "format" not in found:
+            raise ValueError("it describes no store")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if found["format"] != STORE_FORMAT:
+        raise StoreError(
+            f"The store {store_path} has format {found['format']}; this release reads "
+            f"format {STORE_FORMAT}. Install the release that wrote it, or extract again."
+        )
+    try:
+        spec = StoreSpec(**{field.name: found[field.name] for field in fields(StoreSpec)})
+        counts = [found, *found.get("views", {}).values()]
+        is_whole = spec.fingerprint == found["fingerprint"] and all(
+            isinstance(one[name], int) for one in counts for name in ("num_stored", "num_quarantined")
+        )
+        is_whole &= len(found["layers"]) > 0 and all(width > 0 for width in found["layers"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"{error} is not as expected") from error
+    if not is_whole:
+        raise _damaged(path, "what it says does not agree with its fingerprint")
+    return found
+
+
+def _damaged(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path} is damaged: {reason}. Delete that file and run the same `causal-tune extract` again: it is written "
+        "from the shards, and nothing is encoded twice."
+    )
 
 
 class FeatureStore:
     """A finished store, memory-mapped.
 
-    `StoreError` for a folder that is no store, one whose extraction has not finished, one of a
-    newer format, or one whose files do not agree with its counts.
+    `StoreError` for a folder that is no store, one whose extraction has not finished, one of a newer format, and
+    one whose files are damaged or do not agree with its counts.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
-        description_path = self.path / "store.json"
-        if not description_path.exists():
-            if (self.path / "shards").is_dir() or (self.path / "pieces").is_dir():
-                raise StoreError(
-                    f"The store {self.path} is unfinished. Run the `causal-tune extract` that began it "
-                    "again: it continues where it stopped."
-                )
-            raise StoreError(
-                f"There is no feature store at {self.path} (no store.json). Make one with "
-                "`causal-tune extract INDEX --encoder NAME`; it prints the store's path."
-            )
-        self.description: dict[str, Any] = json.loads(description_path.read_text())
-        if self.description.get("format") != STORE_FORMAT:
-            raise StoreError(
-                f"The store {self.path} has format {self.description.get('format')}; this release reads "
-                f"format {STORE_FORMAT}. Install the release that wrote it, or extract again."
-            )
+        self.description = read_description(self.path)
         self._views: dict[str, list[pa.RecordBatch]] = {}
 
     @property
@@ -204,8 +233,8 @@ class FeatureStore:
 
     def quarantine(self) -> pa.Table:
         """The images without features: path, reason."""
-        with pa.memory_map(str(self.path / "quarantine.arrow")) as source:
-            return pa.ipc.open_file(source).read_all()
+        reasons = [item for path in shard_paths(self.path) for item in read_shard(path)[1]]
+        return _quarantine_table(reasons)
 
     def features(
         self,
@@ -233,7 +262,27 @@ class FeatureStore:
             chosen = np.flatnonzero(shards == shard)
             values = batches[shard].column(layer).to_numpy_ndarray()
             result[chosen] = values[positions[chosen] - starts[shard]]
+        self._check_values(layer, rows, result)
         return result
+
+    def _check_values(self, layer: str, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """`StoreError` for features that no encoder with sound weights gives."""
+        if not np.isfinite(values).all():
+            what, bad = (
+                "are not finite numbers: the encoder's weights were damaged",
+                ~np.isfinite(values).all(axis=1),
+            )
+        else:
+            # a block of a file that was not written to the disk, of 1,024 numbers or more
+            bad = 2 * (values == 0).sum(axis=1) >= values.shape[1]
+            if not bad.any():
+                return
+            what = "are zeros: a block of the store's files is lost"
+        path = self.rows["path"][int(rows[np.flatnonzero(bad)[0]])]
+        raise StoreError(
+            f"The features of {int(bad.sum()):,} images in {self.path}, such as {path}, {what} (layer {layer}). "
+            "Check the weights with `causal-tune fetch ENCODER`, delete the store's folder and extract again."
+        )
 
     def _positions_in_view(self, view: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         there = self.view_rows(view)["row"].to_numpy()
