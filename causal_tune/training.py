@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from causal_tune.causal.losses import classification, image_weights
 from causal_tune.errors import TrialFailed, TrialPruned
 from causal_tune.features import FeatureSet, StudyData
 from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head
+from causal_tune.heads.balance import class_weights
 from causal_tune.heads.normaliser import Normaliser
 from causal_tune.memory import keep_freed_memory
 from causal_tune.metrics import Metrics, best_threshold, score_metrics
@@ -113,7 +115,8 @@ def train(
         torch.Generator().manual_seed(start_seed),
         device=device,
     )
-    trainer = head.trainer(noise) if isinstance(head, SteppedHead) else None
+    weights = class_weights(config.class_balance, data.train.num_real, data.train.num_generated)
+    trainer = head.trainer(noise, weights) if isinstance(head, SteppedHead) else None
 
     def learn(epoch: int) -> dict[str, float]:
         """One epoch; the means of the loss terms over its steps."""
@@ -166,7 +169,10 @@ def train(
             }
         )
 
-        score = _stopping_score(config, validation, [judged[name] for name in data.val_generators])
+        if config.early_stopping == "loss":
+            score = -_stopping_loss(config, parts[0], data.validation, validation)
+        else:
+            score = _stopping_ap(config, [judged[name] for name in data.val_generators])
         if score > best_score:
             best_score = score
             best = (epoch, validation, judged, mask, threshold)
@@ -221,10 +227,16 @@ def _new_head(config: TrialConfig, width: int, generator: torch.Generator, *, de
     return head
 
 
-def _stopping_score(config: TrialConfig, validation: Metrics, val_generators: Sequence[Metrics]) -> float:
-    """What early stopping maximises, `trial.EARLY_STOPPING`."""
-    if config.early_stopping == "loss":
-        return -validation["loss"]
+def _stopping_loss(config: TrialConfig, logits: Tensor, validation: FeatureSet, metrics: Metrics) -> float:
+    """The cross-entropy of the validation split; each class counts half where the head is trained so."""
+    weights = class_weights(config.class_balance, validation.num_real, validation.num_generated)
+    if weights is None:
+        return metrics["loss"]
+    return classification(logits, validation.labels, image_weights(validation.labels, weights)).item()
+
+
+def _stopping_ap(config: TrialConfig, val_generators: Sequence[Metrics]) -> float:
+    """What early stopping maximises, `trial.EARLY_STOPPING`, where it reads validation generators."""
     values = [metrics["ap"] for metrics in val_generators]
     present = [value for value in values if value is not None]
     if not present or len(present) < len(values):

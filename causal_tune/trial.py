@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any
 
 from causal_tune.causal.head import MASK_SCOPES
@@ -11,10 +12,11 @@ from causal_tune.causal.mask import EVALUATION_MASKS, NOISES
 from causal_tune.causal.trainer import UPDATES
 from causal_tune.errors import InvalidConfig
 from causal_tune.heads import HEADS
+from causal_tune.heads.balance import CLASS_BALANCES
 from causal_tune.heads.normaliser import NORMALISATIONS
 from causal_tune.registry import look_up
 
-__all__ = ["EARLY_STOPPING", "TrialConfig"]
+__all__ = ["EARLY_STOPPING", "TrialConfig", "completed"]
 
 EARLY_STOPPING = {
     "loss": "the cross-entropy on the validation split of the training generators",
@@ -34,6 +36,7 @@ _CHOICES: Mapping[str, Mapping[str, Any]] = {
     "divergence": DIVERGENCES,
     "adversary_loss": ADVERSARY_LOSSES,
     "normalisation": NORMALISATIONS,
+    "class_balance": CLASS_BALANCES,
     "early_stopping": EARLY_STOPPING,
     "precision": dict.fromkeys(("auto", "float32", "bfloat16")),
 }
@@ -91,6 +94,10 @@ class TrialConfig:
     processor multiplies it faster. Parameters, losses and all else are float32."""
     normalisation: str = "none"
     """Of the features, for every head: `none` (the paper), `l2`, or `standardised` by the training set."""
+    class_balance: str = "none"
+    """For every head: `balanced` lets either class count half, in training and in the validation loss that stops it,
+    `heads.balance`; `none`, which a configuration without the field means, lets every image count the same. Studies
+    are `balanced` where their search space does not name it."""
     early_stopping: str = "loss"
     """What the kept epoch is best at, a name of `EARLY_STOPPING`; all but `loss` read validation generators."""
 
@@ -245,3 +252,17 @@ class TrialConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every field as a plain value; `from_dict` gives the same configuration back."""
         return asdict(self)
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return {key: value for key, value in TrialConfig().to_dict().items() if key != "seed"}
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with the fields that are younger than it, which have their defaults there.
+
+    >>> completed({"head": "linear", "seed": 3})["class_balance"]
+    'none'
+    """
+    return {**_defaults(), **config}

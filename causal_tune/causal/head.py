@@ -159,9 +159,11 @@ class CausalHead(nn.Module):
         right = (self.adversary(znc)[:, 0] > 0) == (labels > 0.5)
         return {**mask_statistics(mask), "adversary_accuracy": right.float().mean().item()}
 
-    def trainer(self, generator: torch.Generator) -> CausalTrainer:
+    def trainer(
+        self, generator: torch.Generator, class_weights: tuple[float, float] | None = None
+    ) -> CausalTrainer:
         """What trains this head in place, its noise drawn from `generator` (on the features' device)."""
-        return CausalTrainer(self, self.settings, generator)
+        return CausalTrainer(self, self.settings, generator, class_weights)
 
     def _mask_of_rows(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         if self.mask_network is None:

@@ -6,7 +6,8 @@ Symbols are the paper's; B is the batch and d the width of the features:
     M    [B, d]  mask, in (0, 1)                d  the adversary, reads the non-causal features Znc [B, d]
 
 Classifier and adversary enter as their logits [B]. A term returns its plain value, the mean over the
-batch; the weights alpha, lambda1, lambda2 and beta, and every sign, are in `total`.
+batch; the weights alpha, lambda1, lambda2 and beta, and every sign, are in `total`. The terms that read labels take
+a weight of each image, `image_weights`, beside them: E becomes the mean of w times what is averaged.
 """
 
 import math
@@ -34,6 +35,7 @@ __all__ = [
     "gaussian_kernel",
     "gradients",
     "hsic",
+    "image_weights",
     "invariance",
     "mean_sparsity",
     "median_bandwidth",
@@ -59,16 +61,34 @@ _SMALLEST_SCALE = 1e-12
 """As the smallest bandwidth, for the scale of `normalised_hsic`, a product of two sums of squares."""
 
 
-def classification(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def image_weights(
+    y: Float[Tensor, " B"], class_weights: tuple[float, float] | None
+) -> Float[Tensor, " B"] | None:
+    """The weight of each image, from those of a real and of a generated one; None where all are 1.
+
+    >>> image_weights(torch.tensor([0.0, 1.0]), (0.5, 2.0))
+    tensor([0.5000, 2.0000])
+    """
+    if class_weights is None:
+        return None
+    of_real, of_generated = class_weights
+    return y * (of_generated - of_real) + of_real
+
+
+def classification(
+    logits: Float[Tensor, " B"], y: Float[Tensor, " B"], weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """L_cls, Eq. (6): the binary cross-entropy of the classifier, -E[Y log h + (1 - Y) log(1 - h)].
 
     >>> round(classification(torch.zeros(4), torch.tensor([0.0, 1.0, 1.0, 0.0])).item(), 4)  # log 2
     0.6931
     """
-    return functional.binary_cross_entropy_with_logits(logits, y)
+    return functional.binary_cross_entropy_with_logits(logits, y, weights)
 
 
-def adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def adversarial(
+    logits: Float[Tensor, " B"], y: Float[Tensor, " B"], weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """L_adv, Eqs. (7)-(9): the positive and the negative half of the adversary's cross-entropy, summed.
 
     Both halves are expectations over the whole batch, so the sum is the adversary's binary cross-entropy. The
@@ -78,15 +98,18 @@ def adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Te
     >>> adversarial(torch.tensor([20.0, -20.0]), torch.tensor([0.0, 1.0])).item()
     20.0
     """
-    return functional.binary_cross_entropy_with_logits(logits, y)
+    return functional.binary_cross_entropy_with_logits(logits, y, weights)
 
 
-def _cross_entropy_gradient(logits: Tensor, y: Tensor) -> tuple[Tensor]:
-    """Of `classification` and `adversarial`: (sigmoid(l) - Y) / B by a logit l."""
-    return (torch.sigmoid(logits).sub_(y).div_(logits.numel()),)
+def _cross_entropy_gradient(logits: Tensor, y: Tensor, weights: Tensor | None = None) -> tuple[Tensor]:
+    """Of `classification` and `adversarial`: w (sigmoid(l) - Y) / B by a logit l."""
+    errors = torch.sigmoid(logits).sub_(y)
+    return ((errors if weights is None else errors.mul_(weights)).div_(logits.numel()),)
 
 
-def clamped_adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def clamped_adversarial(
+    logits: Float[Tensor, " B"], y: Float[Tensor, " B"], weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """min(L_adv, log 2): the mask gains nothing by an adversary that is worse than a coin.
 
     Not in the paper. Bounded, where -alpha L_adv of Eq. (13) has no lower bound; above log 2 it has no gradient.
@@ -94,10 +117,12 @@ def clamped_adversarial(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> 
     >>> round(clamped_adversarial(torch.tensor([20.0, -20.0]), torch.tensor([0.0, 1.0])).item(), 4)
     0.6931
     """
-    return adversarial(logits, y).clamp(max=math.log(2))
+    return adversarial(logits, y, weights).clamp(max=math.log(2))
 
 
-def confusion(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def confusion(
+    logits: Float[Tensor, " B"], y: Float[Tensor, " B"], weights: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, ""]:
     """-CE(d, 1/2) = E[(log d + log(1 - d)) / 2]: at most -log 2, reached where the adversary is undecided.
 
     Not in the paper. With the minus sign of Eq. (13) the mask minimises alpha CE(d, 1/2), which is bounded
@@ -106,10 +131,11 @@ def confusion(logits: Float[Tensor, " B"], y: Float[Tensor, " B"]) -> Float[Tens
     >>> round(confusion(torch.zeros(2), torch.tensor([0.0, 1.0])).item(), 4)
     -0.6931
     """
-    return ((functional.logsigmoid(logits) + functional.logsigmoid(-logits)) / 2).mean()
+    each = (functional.logsigmoid(logits) + functional.logsigmoid(-logits)) / 2
+    return (each if weights is None else weights * each).mean()
 
 
-ADVERSARY_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+ADVERSARY_LOSSES: Mapping[str, Callable[..., Tensor]] = MappingProxyType(
     {"paper": adversarial, "clamped": clamped_adversarial, "confusion": confusion}
 )
 """What stands for L_adv when the mask minimises Eq. (13); the adversary itself minimises `adversarial`."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypedDict, final
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,13 @@ _OFF = dict.fromkeys(("classification", "adversarial", "sparsity", "hsic", "inva
 """Terms of a weight of 0, which are not computed."""
 
 
+class Truth(TypedDict):
+    """What the terms that read labels are given."""
+
+    y: Tensor
+    weights: Tensor | None
+
+
 @final
 class CausalTrainer:
     """What trains a `CausalHead` in place.
@@ -43,12 +50,21 @@ class CausalTrainer:
     the classifier h minimises L_cls + beta L_inv on Zc, then the mask minimises L_total, Eq. (13), with
     the new h and d held fixed (`alternating`; with `simultaneous` all three move at the end). One draw of the
     noise g and one of the drops B serve all three, so the mask network runs forward once and backward once.
+
+    `class_weights`, of a real and of a generated image, weight the terms that read labels: L_cls and L_adv.
     """
 
-    def __init__(self, head: "CausalHead", settings: "CausalSettings", generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        head: "CausalHead",
+        settings: "CausalSettings",
+        generator: torch.Generator,
+        class_weights: tuple[float, float] | None = None,
+    ) -> None:
         self.head = head
         self.settings = settings
         self.generator = generator
+        self._class_weights = class_weights
         self.num_steps = 0
         self._products = None if settings.precision == "float32" else torch.bfloat16
         rate = settings.learning_rate
@@ -68,8 +84,9 @@ class CausalTrainer:
         always the adversary's cross-entropy, whatever stands for it in the mask's loss.
         """
         s, alpha = self.settings, self._alpha()
+        truth: Truth = {"y": labels, "weights": losses.image_weights(labels, self._class_weights)}
         terms = (
-            self._step(features, labels) if self.head.mask_network else self._step_unmasked(features, labels)
+            self._step(features, truth) if self.head.mask_network else self._step_unmasked(features, truth)
         )
         self.num_steps += 1
         numbers = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
@@ -81,7 +98,7 @@ class CausalTrainer:
             numbers["adversarial"] = cross_entropy
         return {"total": total, **numbers}
 
-    def _step(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _step(self, features: Tensor, truth: Truth) -> dict[str, Tensor]:
         head, s = self.head, self.settings
         assert head.mask_network is not None
         noise = NOISES[s.noise].draw((features.shape[0], features.shape[1]), self.generator)
@@ -93,25 +110,25 @@ class CausalTrainer:
         # (a) the adversary
         for _ in range(s.adversary_steps):
             reading = self._read(znc)
-            of_reading = losses.gradients(losses.adversarial, reading.output[:, 0], y=labels)[0]
+            of_reading = losses.gradients(losses.adversarial, reading.output[:, 0], **truth)[0]
             self._adversary.descend(reading.gradients(of_reading[:, None]), wait=wait)
 
         # (b) the classifier
-        self._descend_classifier(zc, zcf, labels, wait=wait)
+        self._descend_classifier(zc, zcf, truth, wait=wait)
 
         # (c) the mask, with the new h and d held fixed
-        terms, of_mask, of_parts = self._of_total(mask, zc, znc, zcf, drop, labels)
+        terms, of_mask, of_parts = self._of_total(mask, zc, znc, zcf, drop, truth)
         self._mask.descend(masking.gradients(training_gradient(of_mask, of_parts, mask, tau, features)))
         if wait:
             self._adversary.move()
             self._classifier.move()
 
         if s.alpha == 0 or s.adversary_loss != "paper":
-            terms["cross_entropy"] = losses.adversarial(reading.output[:, 0], labels)
+            terms["cross_entropy"] = losses.adversarial(reading.output[:, 0], **truth)
         return terms
 
     def _of_total(
-        self, mask: Tensor, zc: Tensor, znc: Tensor, zcf: Tensor, drop: Tensor, labels: Tensor
+        self, mask: Tensor, zc: Tensor, znc: Tensor, zcf: Tensor, drop: Tensor, truth: Truth
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The terms of L_total, Eq. (13), and its gradient: by M, and by what M lets through.
 
@@ -125,8 +142,8 @@ class CausalTrainer:
         of_mask = weights["sparsity"] * of_mask
 
         logits, other = (self._classify(one).output[:, 0] for one in (zc, zcf))
-        of_logits, of_other = self._of_classifier_loss(logits, other, labels)
-        terms |= self._classifier_terms(logits, other, labels)
+        of_logits, of_other = self._of_classifier_loss(logits, other, truth)
+        terms |= self._classifier_terms(logits, other, truth)
 
         h = self.head.classifier.weight[0]
         if s.lambda2 > 0:
@@ -141,21 +158,21 @@ class CausalTrainer:
 
         if s.alpha > 0:
             reading, loss = self._read(znc), losses.ADVERSARY_LOSSES[s.adversary_loss]
-            terms["adversarial"], (of_reading,) = losses.with_gradients(loss, reading.output[:, 0], y=labels)
+            terms["adversarial"], (of_reading,) = losses.with_gradients(loss, reading.output[:, 0], **truth)
             reading.add_of_input(-weights["adversarial"] * of_reading[:, None], of_parts)
 
         return terms, of_mask, of_parts
 
-    def _step_unmasked(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _step_unmasked(self, features: Tensor, truth: Truth) -> dict[str, Tensor]:
         zcf = counterfactual(features, self._drop(features))
         logits, other = (self._classify(one).output[:, 0] for one in (features, zcf))
-        terms = self._classifier_terms(logits, other, labels)
-        self._descend_classifier(features, zcf, labels)
+        terms = self._classifier_terms(logits, other, truth)
+        self._descend_classifier(features, zcf, truth)
         return terms
 
-    def _descend_classifier(self, zc: Tensor, zcf: Tensor, labels: Tensor, *, wait: bool = False) -> None:
+    def _descend_classifier(self, zc: Tensor, zcf: Tensor, truth: Truth, *, wait: bool = False) -> None:
         reading, other = self._classify(zc), self._classify(zcf)
-        of_logits, of_other = self._of_classifier_loss(reading.output[:, 0], other.output[:, 0], labels)
+        of_logits, of_other = self._of_classifier_loss(reading.output[:, 0], other.output[:, 0], truth)
         pairs = zip(reading.gradients(of_logits[:, None]), other.gradients(of_other[:, None]), strict=True)
         self._classifier.descend([one.add_(more) for one, more in pairs], wait=wait)
 
@@ -163,17 +180,17 @@ class CausalTrainer:
         """The classifier's logits [B, 1]."""
         return Pass(self.head.classifier, z)
 
-    def _classifier_terms(self, logits: Tensor, other: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def _classifier_terms(self, logits: Tensor, other: Tensor, truth: Truth) -> dict[str, Tensor]:
         """L_cls and L_inv."""
-        terms = {"classification": losses.classification(logits, labels)}
+        terms = {"classification": losses.classification(logits, **truth)}
         if self.settings.beta > 0:
             terms["invariance"] = losses.DIVERGENCES[self.settings.divergence](logits, other)
         return terms
 
-    def _of_classifier_loss(self, logits: Tensor, other: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_classifier_loss(self, logits: Tensor, other: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
         """The gradient of L_cls + beta L_inv by the logits of Zc and of Zcf."""
         s = self.settings
-        (of_logits,) = losses.gradients(losses.classification, logits, y=labels)
+        (of_logits,) = losses.gradients(losses.classification, logits, **truth)
         if s.beta == 0:
             return of_logits, torch.zeros_like(other)
         by_logits, by_other = losses.gradients(losses.DIVERGENCES[s.divergence], logits, other)

@@ -44,7 +44,7 @@ from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec, read_spec, study_path
 from causal_tune.study.suggestion import trial_seed
-from causal_tune.trial import TrialConfig
+from causal_tune.trial import TrialConfig, completed
 
 __all__ = ["ablation_job", "ablation_space", "check_generators", "settings_of"]
 
@@ -107,7 +107,7 @@ def settings_of(path: Path) -> tuple[dict[str, Any], StudySpec, str]:
             f"modules (the winner {winner.id} lacks one)"
         )
         winner = whole[0]
-    settings = {key: value for key, value in winner.config.items() if key not in ("seed", "head")}
+    settings = {key: value for key, value in completed(winner.config).items() if key not in ("seed", "head")}
     return settings, spec, note
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from causal_tune.causal import losses
 from causal_tune.causal.layers import probe
+from causal_tune.heads.balance import ClassWeights
 
 __all__ = ["LinearHead", "LinearSettings", "LinearTrainer"]
 
@@ -52,22 +53,26 @@ class LinearHead(nn.Module):
     def mask_statistics(self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]) -> None:
         """None: this head has no mask."""
 
-    def trainer(self, generator: torch.Generator) -> "LinearTrainer":
+    def trainer(
+        self, generator: torch.Generator, class_weights: ClassWeights | None = None
+    ) -> "LinearTrainer":
         """What trains this head in place; it draws nothing from `generator`."""
-        return LinearTrainer(self)
+        return LinearTrainer(self, class_weights)
 
 
 @final
 class LinearTrainer:
     """Adam on the binary cross-entropy."""
 
-    def __init__(self, head: LinearHead) -> None:
+    def __init__(self, head: LinearHead, class_weights: ClassWeights | None = None) -> None:
         self.head = head
+        self._class_weights = class_weights
         self._optimiser = torch.optim.Adam(head.parameters(), lr=head.settings.learning_rate, fused=True)
 
     def step(self, features: Float[Tensor, "B d"], labels: Float[Tensor, " B"]) -> Mapping[str, float]:
         """Update the probe once; its loss, as `total` and as the term it is."""
-        loss = losses.classification(self.head.logits(features), labels)
+        weights = losses.image_weights(labels, self._class_weights)
+        loss = losses.classification(self.head.logits(features), labels, weights)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from causal_tune.causal import losses
 from causal_tune.causal.layers import mlp
 from causal_tune.causal.mask import drop_noise
+from causal_tune.heads.balance import ClassWeights
 
 __all__ = ["MlpHead", "MlpSettings", "MlpTrainer"]
 
@@ -66,18 +67,21 @@ class MlpHead(nn.Module):
     def mask_statistics(self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]) -> None:
         """None: this head has no mask."""
 
-    def trainer(self, generator: torch.Generator) -> "MlpTrainer":
+    def trainer(self, generator: torch.Generator, class_weights: ClassWeights | None = None) -> "MlpTrainer":
         """What trains this head in place, its dropout drawn from `generator`."""
-        return MlpTrainer(self, generator)
+        return MlpTrainer(self, generator, class_weights)
 
 
 @final
 class MlpTrainer:
     """AdamW on the binary cross-entropy, with dropout."""
 
-    def __init__(self, head: MlpHead, generator: torch.Generator) -> None:
+    def __init__(
+        self, head: MlpHead, generator: torch.Generator, class_weights: ClassWeights | None = None
+    ) -> None:
         self.head = head
         self.generator = generator
+        self._class_weights = class_weights
         self._optimiser = torch.optim.AdamW(
             head.parameters(),
             lr=head.settings.learning_rate,
@@ -92,7 +96,8 @@ class MlpTrainer:
             hidden = layer(hidden)
             if isinstance(layer, nn.ReLU):
                 hidden = dropped(hidden, self.head.settings.dropout, self.generator)
-        loss = losses.classification(hidden[:, 0], labels)
+        weights = losses.image_weights(labels, self._class_weights)
+        loss = losses.classification(hidden[:, 0], labels, weights)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()

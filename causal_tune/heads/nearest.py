@@ -24,6 +24,8 @@ class NearestSettings:
 
     neighbours: int
     """k: how many neighbours vote; odd."""
+    class_balance: str = "none"
+    """A name of `CLASS_BALANCES`: with `balanced` the larger bank has to bring more neighbours."""
 
 
 @final
@@ -33,6 +35,10 @@ class NearestHead(nn.Module):
     The score is d_real(m) - d_generated(m) with m = (k + 1) / 2, d(m) being the m-th smallest distance to a
     bank: for k = 1 UnivFD's rule. For any odd k its sign is the majority vote of the k nearest images of both
     banks, since the m-th generated image is among them exactly if it is nearer than the m-th real one.
+
+    Of two banks the larger one has the nearer neighbours, whatever the image. Balanced, class c is asked for neighbour
+    m_c = 1/3 + (m - 1/3) n_c / min(n_0, n_1), rounded: of n draws the m-th smallest has its median near the quantile
+    (m - 1/3) / n, so that where both classes are as common, either bank is nearer as often, whatever its size.
 
     >>> head = NearestHead(2, NearestSettings(neighbours=1), torch.Generator())
     >>> features, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.0, 1.0])
@@ -72,12 +78,19 @@ class NearestHead(nn.Module):
         return torch.cat([self._score(rows) for rows in chunks(_unit(features), rows_at_once)])
 
     def _score(self, unit: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-        m = (self.settings.neighbours + 1) // 2
         # distance = 1 - similarity, so the m-th smallest distance is the m-th largest similarity
         real, generated = (
-            (unit @ bank.T).topk(m, dim=1).values[:, -1] for bank in (self.real, self.generated)
+            (unit @ bank.T).topk(self._rank(len(bank)), dim=1).values[:, -1]
+            for bank in (self.real, self.generated)
         )
         return generated - real
+
+    def _rank(self, size: int) -> int:
+        """m of a bank of `size` images."""
+        m = (self.settings.neighbours + 1) // 2
+        if self.settings.class_balance == "none":
+            return m
+        return round(1 / 3 + (m - 1 / 3) * size / min(len(self.real), len(self.generated)))
 
     def mask_statistics(self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]) -> None:
         """None: this head has no mask."""

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from causal_tune.heads.balance import ClassWeights
+
 __all__ = ["FittedHead", "Head", "Scorer", "SteppedHead", "Trainer"]
 
 
@@ -63,13 +65,16 @@ class Head(Scorer, Protocol):
 class SteppedHead(Head, Protocol):
     """A head that is trained by gradient steps on batches."""
 
-    def trainer(self, generator: torch.Generator) -> Trainer:
-        """What trains this head in place, its noise drawn from `generator`."""
+    def trainer(self, generator: torch.Generator, class_weights: ClassWeights | None = None) -> Trainer:
+        """What trains this head in place, its noise drawn from `generator`; the loss weighted by class."""
 
 
 @runtime_checkable
 class FittedHead(Head, Protocol):
-    """A head that is fitted to the whole training set at once, without steps."""
+    """A head that is fitted to the whole training set at once, without steps.
+
+    It counts the classes itself, and balances them where its setting `class_balance` says so.
+    """
 
     def fit(
         self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"], generator: torch.Generator

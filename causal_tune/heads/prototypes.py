@@ -25,7 +25,8 @@ class PrototypesSettings:
 class PrototypesHead(nn.Module):
     """The mean of K real and of K generated training images; an image is of the class whose mean is nearer.
 
-    Which K images is drawn by the trial's seed: at small K the seeds differ by several points.
+    Which K images is drawn by the trial's seed: at small K the seeds differ by several points. Both classes have K
+    images, so there is nothing for `class_balance` to do.
 
     >>> head = PrototypesHead(1, PrototypesSettings(shots=2), torch.Generator())
     >>> features, labels = torch.tensor([[-3.0], [-1.0], [1.0], [3.0]]), torch.tensor([0.0, 0.0, 1.0, 1.0])

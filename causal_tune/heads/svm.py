@@ -24,6 +24,8 @@ class SvmSettings:
 
     svm_c: float
     """C: inverse strength of the regularisation."""
+    class_balance: str = "none"
+    """A name of `CLASS_BALANCES`: with `balanced` C is multiplied by the weight of each image's class."""
 
 
 @final
@@ -79,7 +81,13 @@ class SvmHead(nn.Module):
         from sklearn.svm import LinearSVC
 
         seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        machine = LinearSVC(C=self.settings.svm_c, dual="auto", random_state=seed, max_iter=_ITERATIONS)
+        machine = LinearSVC(
+            C=self.settings.svm_c,
+            class_weight=None if self.settings.class_balance == "none" else "balanced",
+            dual="auto",
+            random_state=seed,
+            max_iter=_ITERATIONS,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)
             try:

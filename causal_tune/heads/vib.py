@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from causal_tune.causal import losses
 from causal_tune.causal.layers import mlp, probe
+from causal_tune.heads.balance import ClassWeights
 from causal_tune.heads.mlp import dropped
 
 __all__ = ["VibHead", "VibSettings", "VibTrainer", "information"]
@@ -90,18 +91,21 @@ class VibHead(nn.Module):
     def mask_statistics(self, features: Float[Tensor, "N d"], labels: Float[Tensor, " N"]) -> None:
         """None: this head has no mask."""
 
-    def trainer(self, generator: torch.Generator) -> "VibTrainer":
+    def trainer(self, generator: torch.Generator, class_weights: ClassWeights | None = None) -> "VibTrainer":
         """What trains this head in place, dropout and codes drawn from `generator`."""
-        return VibTrainer(self, generator)
+        return VibTrainer(self, generator, class_weights)
 
 
 @final
 class VibTrainer:
     """Adam on the binary cross-entropy plus `vib_beta` times the information."""
 
-    def __init__(self, head: VibHead, generator: torch.Generator) -> None:
+    def __init__(
+        self, head: VibHead, generator: torch.Generator, class_weights: ClassWeights | None = None
+    ) -> None:
         self.head = head
         self.generator = generator
+        self._class_weights = class_weights
         self._optimiser = torch.optim.Adam(head.parameters(), lr=head.settings.learning_rate, fused=True)
 
     def step(self, features: Float[Tensor, "B d"], labels: Float[Tensor, " B"]) -> Mapping[str, float]:
@@ -109,7 +113,8 @@ class VibTrainer:
         head, settings = self.head, self.head.settings
         mu, std = head.code(dropped(features, settings.dropout, self.generator))
         epsilon = torch.randn(mu.shape, generator=self.generator, device=mu.device)
-        classification = losses.classification(head.classifier(mu + epsilon * std)[:, 0], labels)
+        weights = losses.image_weights(labels, self._class_weights)
+        classification = losses.classification(head.classifier(mu + epsilon * std)[:, 0], labels, weights)
         nats = information(mu, std)
         total = classification + settings.vib_beta * nats
         self._optimiser.zero_grad()

@@ -11,7 +11,7 @@ Everything is a function of ledgers, checkpoints and the store, so `finalists.js
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.suggestion import same_trial, trial_seed
-from causal_tune.trial import TrialConfig
+from causal_tune.trial import TrialConfig, completed
 
 __all__ = [
     "FINALISTS",
@@ -89,7 +89,7 @@ def candidates_of(spec: StudySpec, records: Sequence[TrialRecord], top: int) -> 
     """The `top` best configurations of a search by its own criterion, each once; `StudyError` where there is none."""
     found: dict[str, Candidate] = {}
     for record, value in rank(records, spec.criterion, spec.roles):
-        one = Candidate(record.id, record.config, value)
+        one = Candidate(record.id, completed(record.config), value)
         found.setdefault(one.key, one)
     if not found:
         raise StudyError(
@@ -100,14 +100,19 @@ def candidates_of(spec: StudySpec, records: Sequence[TrialRecord], top: int) -> 
 
 
 def probe_space(spec: StudySpec) -> SearchSpace:
-    """The search space of the linear probe that the finalists are compared with, over the layers of the search."""
+    """The search space of the linear probe that the finalists are compared with, over the layers of the search.
+
+    Classes are balanced as they are there.
+    """
     own = spec.search_space()
     layers = own.distributions.get("layer")
     if isinstance(layers, CategoricalDistribution):
         names = [str(name) for name in layers.choices]
     else:
         names = [str(own.defaults.get("layer", "proj"))]
-    return load_space("linear").over_layers(names)
+    balance = completed(own.defaults)["class_balance"]
+    space = load_space("linear")
+    return replace(space, defaults={**space.defaults, "class_balance": balance}).over_layers(names)
 
 
 def repeat_space(name: str, candidates: Sequence[Candidate], seed: int) -> SearchSpace:

@@ -13,7 +13,6 @@ import runpy
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import optuna
 
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.registry import look_up
-from causal_tune.trial import TrialConfig
+from causal_tune.trial import TrialConfig, completed
 
 __all__ = ["SEARCHED_PARTS", "SearchSpace", "load_space", "space_paths"]
 
@@ -137,6 +136,10 @@ class SearchSpace:
             distributions["layer"] = optuna.distributions.CategoricalDistribution(list(layers))
         return replace(self, distributions=distributions, defaults=defaults)
 
+    def balancing(self) -> "SearchSpace":
+        """This space with balanced classes, unless it says itself what is done to them."""
+        return replace(self, defaults={"class_balance": "balanced", **self.defaults})
+
     def _wrong(self, what: str) -> InvalidConfig:
         return InvalidConfig(
             f"The search space {self.name!r} cannot be used: {what.rstrip('.')}. Mend that file."
@@ -177,10 +180,16 @@ class SearchSpace:
                 key: json.loads(optuna.distributions.distribution_to_json(distribution))
                 for key, distribution in sorted(self.distributions.items())
             },
-            "defaults": dict(self.defaults),
-            "enqueued": [dict(entry) for entry in self.enqueued],
+            "defaults": self._stored(self.defaults),
+            "enqueued": [self._stored(entry) for entry in self.enqueued],
             **({"conditions": self._plain_conditions()} if self.conditions else {}),
         }
+
+    def _stored(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without what is as it was before there was a choice, so that a space of then keeps its hash."""
+        chosen = "class_balance" in self.distributions or self.defaults.get("class_balance", "none") != "none"
+        before = {} if chosen else {"class_balance": "none"}
+        return {key: value for key, value in values.items() if (key, value) not in before.items()}
 
     def _plain_conditions(self) -> dict[str, dict[str, list[Any]]]:
         return {
@@ -210,7 +219,7 @@ class SearchSpace:
         A baseline that changes a field which is not searched (the head, say) or switches a term off
         is no observation about the space, and the sampler is not told of it.
         """
-        fixed = {**_field_defaults(), **self.defaults}
+        fixed = completed(self.defaults)
         for key, value in config.items():
             if key == "seed":
                 continue
@@ -220,13 +229,6 @@ class SearchSpace:
             elif key not in fixed or fixed[key] != value:
                 return None
         return {key: config[key] for key in self.distributions if self.is_active(key, config)}
-
-
-@cache  # asked for once a known trial in every suggestion
-def _field_defaults() -> dict[str, Any]:
-    # what TrialConfig itself fills in; `seed` is the trial's own
-    config = TrialConfig.from_dict({"seed": 0}).to_dict()
-    return {key: value for key, value in config.items() if key != "seed"}
 
 
 def contains(distribution: optuna.distributions.BaseDistribution, value: Any) -> bool:

@@ -313,9 +313,10 @@ def make_spec(
 ) -> StudySpec:
     """A checked spec. Nothing is written.
 
-    `test_generators` default to all that neither train nor choose, `criterion` to the best one that
-    the roles allow, `max_concurrent` to the existing study's, else to the CPUs of this machine. `layers` are searched
-    beside the fields of the space (`SearchSpace.over_layers`).
+    `test_generators` default to all that neither train nor choose; `criterion` to the existing study's, else to the
+    best one that the roles allow; `max_concurrent` to the existing study's, else to the CPUs of this machine.
+    `layers` are searched beside the fields of the space (`SearchSpace.over_layers`). Classes are balanced unless the
+    space says otherwise, or the study is older than that choice.
     `StudyError` or `InvalidConfig` for generators that the store does not have, roles that overlap, a
     set without both classes, and a criterion that may not or cannot be optimised.
     """
@@ -337,7 +338,9 @@ def make_spec(
         test_generators=chosen["--test-generators"],
         degraded_views=degraded,
     )
-    criterion = criterion or default_criterion(roles)
+    if earlier is None or "class_balance" in earlier.space["defaults"]:
+        space = space.balancing()
+    criterion = criterion or (earlier.criterion if earlier else default_criterion(roles))
     check_objective(criterion, roles)
     check_classes(store, roles)
     check_leaks(store, roles)

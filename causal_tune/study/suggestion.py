@@ -24,7 +24,7 @@ from optuna.trial import Trial, TrialState
 
 from causal_tune.registry import look_up
 from causal_tune.study.space import SearchSpace
-from causal_tune.trial import TrialConfig
+from causal_tune.trial import TrialConfig, completed
 
 __all__ = ["SAMPLER", "SAMPLERS", "Outcome", "Sampler", "Suggester", "calm", "same_trial", "trial_seed"]
 
@@ -230,7 +230,9 @@ def same_trial(config: Mapping[str, Any], *, with_seed: bool = False) -> str:
     >>> same_trial({"tau": 0.5, "seed": 1}) == same_trial({"seed": 2, "tau": 0.5})
     True
     """
-    return json.dumps({key: config[key] for key in sorted(config) if with_seed or key != "seed"})
+    return json.dumps(
+        {key: value for key, value in sorted(completed(config).items()) if with_seed or key != "seed"}
+    )
 
 
 def _suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:

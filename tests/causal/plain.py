@@ -12,9 +12,15 @@ from causal_tune.causal.head import CausalHead
 
 
 class PlainTrainer:
-    def __init__(self, head: CausalHead, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        head: CausalHead,
+        generator: torch.Generator,
+        class_weights: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
         self.head = head
         self.generator = generator
+        self.class_weights = class_weights
         self.parts = (head.adversary, head.classifier, head.mask_network)
         self.optimisers = [
             torch.optim.Adam(part.parameters(), lr=head.settings.learning_rate, foreach=False, fused=False)
@@ -33,19 +39,19 @@ class PlainTrainer:
 
         # (a)
         M, zc, znc = parts()
-        self.update(0, losses.adversarial(self.head.adversary(znc).squeeze(1), labels))
+        self.update(0, self.cross_entropy(self.head.adversary(znc).squeeze(1), labels))
         # (b)
         M, zc, znc = parts()
         logits = self.head.classifier(zc).squeeze(1)
         other = self.head.classifier(zc * (1 - drop)).squeeze(1)
-        self.update(1, losses.classification(logits, labels) + s.beta * losses.invariance(logits, other))
+        self.update(1, self.cross_entropy(logits, labels) + s.beta * losses.invariance(logits, other))
         # (c)
         M, zc, znc = parts()
         logits = self.head.classifier(zc).squeeze(1)
         other = self.head.classifier(zc * (1 - drop)).squeeze(1)
         terms = {
-            "classification": losses.classification(logits, labels),
-            "adversarial": losses.adversarial(self.head.adversary(znc).squeeze(1), labels),
+            "classification": self.cross_entropy(logits, labels),
+            "adversarial": self.cross_entropy(self.head.adversary(znc).squeeze(1), labels),
             "sparsity": losses.sparsity(M),
             "hsic": losses.hsic(zc, znc),
             "invariance": losses.invariance(logits, other),
@@ -59,6 +65,11 @@ class PlainTrainer:
         )
         self.update(2, total)
         return {name: value.item() for name, value in {"total": total, **terms}.items()}
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        of_real, of_generated = self.class_weights
+        each = labels * of_generated * -nn.functional.logsigmoid(logits)
+        return (each + (1 - labels) * of_real * -nn.functional.logsigmoid(-logits)).mean()
 
     def update(self, which: int, loss: Tensor) -> None:
         for part in self.parts:

@@ -40,10 +40,15 @@ def batch(n: int = 32):
     return x, y
 
 
-@pytest.mark.parametrize("grad_clip", [0.0, 1.0, 0.01])
-def test_fifty_steps_equal_the_plain_implementation(grad_clip):
+@pytest.mark.parametrize(
+    ("grad_clip", "class_weights"),
+    [(0.0, (1.0, 1.0)), (1.0, (1.0, 1.0)), (0.01, (1.0, 1.0)), (1.0, (0.625, 2.5))],
+)
+def test_fifty_steps_equal_the_plain_implementation(grad_clip, class_weights):
     fast, plain = head(grad_clip=grad_clip), head(grad_clip=grad_clip)
-    fast_trainer, plain_trainer = fast.trainer(generator(2)), PlainTrainer(plain, generator(2))
+    given = () if class_weights == (1.0, 1.0) else (class_weights,)
+    fast_trainer = fast.trainer(generator(2), *given)
+    plain_trainer = PlainTrainer(plain, generator(2), class_weights)
     x, y = batch()
     for _ in range(50):
         actual, expected = fast_trainer.step(x, y), plain_trainer.step(x, y)

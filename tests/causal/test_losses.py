@@ -324,3 +324,22 @@ def test_bfloat16_terms_agree_within_their_bound():
         (losses.symmetric_invariance(z, w), reference.symmetric_invariance(exact["z"], exact["w"])),
     ):
         assert actual.item() == pytest.approx(expected, rel=3e-2)
+
+
+@pytest.mark.parametrize("term", [losses.classification, *losses.ADVERSARY_LOSSES.values()])
+def test_an_image_of_weight_3_counts_as_three_images(term):
+    """In value and gradient, divided by the number of images and not by the sum of their weights."""
+    z = torch.linspace(-0.4, 0.3, 5, dtype=torch.float64)
+    y = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    weights = losses.image_weights(y, (1.0, 3.0))
+    assert weights.tolist() == [1, 3, 1, 1, 3]
+    copies = torch.repeat_interleave(torch.arange(5), weights.long())
+    value, (gradient,) = losses.with_gradients(term, z, y=y, weights=0.5 * weights)
+    expected, (of_copies,) = losses.with_gradients(term, z[copies], y=y[copies])
+    torch.testing.assert_close(value, expected * len(copies) / 5 * 0.5)
+    summed = torch.zeros(5, dtype=torch.float64).index_add(0, copies, of_copies)
+    torch.testing.assert_close(gradient, summed * len(copies) / 5 * 0.5)
+
+
+def test_without_class_weights_there_is_nothing_to_weight_by():
+    assert losses.image_weights(torch.ones(2), None) is None

@@ -1,7 +1,7 @@
 """What every head of `HEADS` promises."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -159,6 +159,47 @@ def test_learns_a_separable_set(name):
     with torch.inference_mode():
         scores = head.logits(unseen.features)
     assert average_precision(scores.numpy(), unseen.labels.numpy()) > 0.97
+
+
+def one_in_eleven(n: int, seed: int) -> FeatureSet:
+    """Classes that overlap, 10 real images to a generated one."""
+    labels = (torch.arange(n) % 11 == 0).float()
+    features = torch.randn(n, WIDTH, generator=generator(seed))
+    features[:, :2] += 2.0 * labels[:, None]
+    return FeatureSet(features, labels)
+
+
+def recalls(name: str, balance: str) -> tuple[float, float]:
+    """Of real and of generated images, judged at probability 1/2."""
+    rate = 3e-3 if name == "vib" else 1e-2
+    config = TrialConfig(head=name, class_balance=balance, learning_rate=rate, max_epochs=8, shots=20)
+    far = train(
+        config, StudyData(one_in_eleven(440, 0), one_in_eleven(220, 1), {"far": one_in_eleven(2200, 2)})
+    )
+    metrics = far.generators["far"]
+    return metrics["accuracy_real"], metrics["accuracy_generated"]
+
+
+@every_head
+def test_balanced_classes_are_recognised_alike_however_rare_one_of_them_is(name):
+    of_real, of_generated = recalls(name, "balanced")
+    assert min(of_real, of_generated) > 0.6
+    assert abs(of_real - of_generated) < 0.25
+
+
+@pytest.mark.parametrize("name", sorted(HEADS.keys() - {"prototypes"}))
+def test_without_balance_the_rare_class_is_missed(name):
+    of_real, of_generated = recalls(name, "none")
+    assert of_real > of_generated + 0.3
+
+
+@every_head
+def test_of_equal_classes_balance_changes_nothing(name):
+    data = StudyData(toy(64), toy(32, 1), {"far": toy(20, 2)})
+    config = TrialConfig(head=name, max_epochs=2, min_epoch_steps=3)
+    plain, balanced = (train(replace(config, class_balance=kind), data) for kind in ("none", "balanced"))
+    assert all(torch.equal(value, balanced.head_state[key]) for key, value in plain.head_state.items())
+    assert plain.generators == balanced.generators
 
 
 @every_head

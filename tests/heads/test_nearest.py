@@ -89,3 +89,19 @@ def test_a_stored_bank_of_another_shape_is_refused(stored):
     head = NearestHead(WIDTH, NearestSettings(neighbours=1), torch.Generator())
     with pytest.raises(RuntimeError, match="size mismatch for real"):
         head.load_state_dict({"real": stored, "generated": torch.ones(3, WIDTH)})
+
+
+def test_balanced_banks_of_one_distribution_are_as_often_the_nearer_one():
+    """However many images they hold: 300 real and 20 generated ones, drawn alike."""
+
+    def share_generated(balance: str) -> float:
+        drawn = torch.Generator().manual_seed(0)
+        verdicts = []
+        for _ in range(40):
+            head = NearestHead(8, NearestSettings(neighbours=1, class_balance=balance), drawn)
+            head.fit(torch.randn(320, 8, generator=drawn), (torch.arange(320) >= 300).float(), drawn)
+            verdicts.append(head.logits(torch.randn(50, 8, generator=drawn)) > 0)
+        return torch.cat(verdicts).float().mean().item()
+
+    assert share_generated("balanced") == pytest.approx(0.5, abs=0.04)
+    assert share_generated("none") == pytest.approx(20 / 320, abs=0.04)

@@ -84,3 +84,15 @@ def test_a_machine_that_does_not_converge_fails_the_trial(monkeypatch):
     monkeypatch.setattr(svm, "_ITERATIONS", 1)
     with pytest.raises(TrialFailed, match=r"did not converge in 1 iterations at svm_c 100\. Lower svm_c"):
         fitted(*draw(30, 60), svm_c=100.0)
+
+
+def test_balanced_classes_multiply_c_by_the_weight_of_the_class():
+    """As if the images of the rare class were there several times, at a C that makes up for their number."""
+    features, labels = draw(100)
+    rare = (labels < 0.5) | (torch.arange(100) % 10 == 1)  # 50 real, 10 generated
+    x, y = features[rare], labels[rare]
+    head = SvmHead(WIDTH, SvmSettings(svm_c=1.0, class_balance="balanced"), generator(0))
+    head.fit(x, y, generator(1))
+    copies = torch.repeat_interleave(torch.arange(60), torch.where(y > 0.5, 5, 1))
+    repeated, _ = fitted(x[copies], y[copies], 60 / 100)  # w_c = 60 / (2 * 50) and 60 / (2 * 10)
+    torch.testing.assert_close(head.logits(x), repeated.logits(x), rtol=1e-3, atol=1e-3)

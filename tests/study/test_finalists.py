@@ -29,6 +29,7 @@ from causal_tune.study.finalists import (
     train_results,
 )
 from causal_tune.study.scores import VALIDATION, trial_scores
+from causal_tune.study.space import load_space
 from causal_tune.study.spec import read_spec
 from causal_tune.study.suggestion import same_trial
 from causal_tune.trial import TrialConfig
@@ -293,6 +294,22 @@ def test_the_probe_searches_the_layers_of_the_search(layer, expected):
 
     found = probe_space(Spec()).distributions.get("layer")
     assert (found and set(found.choices)) == expected
+
+
+def test_repeats_of_a_trial_from_before_balanced_classes_are_the_same_trial():
+    """Its configuration lacks the field, those of its repeats have it, and the probe is balanced as it was."""
+    old = {key: value for key, value in CAUSAL.items() if key != "class_balance"}
+    (one,) = candidates_of(spec_of(), [record_of(0, old, 1, 0.7, 0.1)], 1)
+    space = repeat_space("finalists", [one], 0).balancing()
+    repeat = TrialConfig.from_dict({**space.defaults, **space.enqueued[0]}).to_dict()
+    assert repeat["class_balance"] == "none"
+    assert same_trial(repeat) == same_trial(old) == one.key
+
+    class Spec:
+        def search_space(self):
+            return tiny.small_space()
+
+    assert probe_space(Spec()).balancing().sha256 == load_space("linear").sha256
 
 
 def test_a_damaged_file_is_told(tmp_path):

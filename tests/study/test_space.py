@@ -41,7 +41,7 @@ def test_every_space_of_the_method_searches_its_six_weights_and_begins_with_its_
 @pytest.mark.parametrize("name", sorted(HEADS.keys() - {"causal"}))
 def test_every_other_head_has_a_space_of_its_own_settings_that_begins_with_its_default(name):
     loaded = load_space(name)
-    settings = {field.name for field in dataclasses.fields(HEADS[name].Settings)}
+    settings = {field.name for field in dataclasses.fields(HEADS[name].Settings)} - {"class_balance"}
     assert loaded.distributions.keys() == settings | {"normalisation"}
     assert loaded.defaults["head"] == name
     assert loaded.enqueued == ({},)
@@ -222,3 +222,24 @@ def test_containment_follows_the_kind_of_distribution():
 def test_defaults_of_the_spaces_are_the_same_configuration_as_the_method_has():
     paper_like = {**load_space("sd14").defaults}
     assert dataclasses.replace(TrialConfig(), **paper_like) == TrialConfig()
+
+
+def test_a_space_balances_the_classes_unless_it_says_otherwise():
+    assert space().balancing().defaults["class_balance"] == "balanced"
+    said = space(defaults={"tau": 0.5, "class_balance": "none"})
+    assert said.balancing() == said
+
+
+def test_a_space_without_balance_is_frozen_as_before_there_was_one():
+    """So that a study of then continues with the same command, and repeats of its trials with theirs."""
+    old = space(enqueued=({"head": "linear"}, {"class_balance": "balanced"}))
+    same = space(
+        defaults={"tau": 0.5, "class_balance": "none"},
+        enqueued=({"head": "linear", "class_balance": "none"}, {"class_balance": "balanced"}),
+    )
+    assert same.sha256 == old.sha256 != old.balancing().sha256
+    back = SearchSpace.from_json(json.loads(json.dumps(old.balancing().to_json())))
+    assert back == old.balancing()
+    choice = {"class_balance": CategoricalDistribution(["none", "balanced"])}
+    searched = space(distributions=choice, defaults={"class_balance": "none"}, enqueued=())
+    assert SearchSpace.from_json(searched.to_json()) == searched

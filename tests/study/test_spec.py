@@ -17,6 +17,7 @@ from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.selection import best
 from causal_tune.study.spec import _commit, freeze, library_versions, make_spec, read_spec, study_path
+from causal_tune.study.suggestion import Suggester
 
 GROUPS = {"gans": ["cyclegan"], "diffusion": ["glide"]}
 
@@ -46,7 +47,7 @@ def test_a_frozen_spec_reads_back(workspace):
     spec = spec_of(workspace, name="readback")
     assert freeze(spec, workspace) == spec
     assert read_spec(study_path(workspace, "readback")) == spec
-    assert spec.search_space() == tiny.small_space()
+    assert spec.search_space() == tiny.small_space().balancing()
 
 
 def test_the_same_spec_continues_and_keeps_its_identity(workspace, tmp_path):
@@ -55,6 +56,21 @@ def test_the_same_spec_continues_and_keeps_its_identity(workspace, tmp_path):
     second = freeze(spec_of(workspace, name="again", store_path=moved.path), workspace)
     assert second == dataclasses.replace(first, store_path=str(moved.path))
     assert spec_of(workspace, name="again", max_concurrent=None).max_concurrent == first.max_concurrent
+
+
+def test_a_study_from_before_balanced_classes_continues_without_them(workspace):
+    """By the same command; trials of before and after are the same trials, and a new study is balanced."""
+    spec = spec_of(workspace, name="older", criterion="train_domain")
+    old = tiny.small_space()
+    path = study_path(workspace, "older") / "study.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**spec.to_json(), "space": old.to_json(), "space_sha256": old.sha256}))
+    again = freeze(spec_of(workspace, name="older"), workspace)
+    assert again.search_space() == old
+    assert again.criterion == "train_domain"
+    suggester = Suggester(again.search_space(), sampler="random", seed=0, window=1)
+    assert suggester.suggest(0, {}, {})["class_balance"] == "none"
+    assert spec.space["defaults"]["class_balance"] == "balanced"
 
 
 @pytest.mark.parametrize(
