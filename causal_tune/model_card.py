@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from causal_tune.heads import reads
 from causal_tune.selection import Roles
+from causal_tune.wording import inline_markdown, markdown_cell
 
 __all__ = ["model_card"]
 
@@ -13,8 +15,9 @@ def model_card(description: Mapping[str, Any]) -> str:
     provenance, encoder = description["provenance"], description["encoder"]
     threshold, unsure = description["threshold"], description["unsure"]
     name = description["name"]
-    settings = "\n".join(f"- `{key}`: {value}" for key, value in provenance["config"].items())
-    return f"""# {name}: a detector of generated images
+    config = provenance["config"]
+    settings = "\n".join(f"- `{key}`: {value}" for key, value in config.items() if reads(config["head"], key))
+    return f"""# {markdown_cell(name)}: a detector of generated images
 
 A `{provenance["config"]["head"]}` head on the frozen features of `{encoder["name"]}` (layer `{description["layer"]}`,
 weights {encoder["weights_sha256"][:12]}, preprocessing `{description["preprocessing"]}`).
@@ -55,8 +58,8 @@ so their figures are optimistic. {_perturbed(description)}
 
 ## Limits
 
-- Trained on {", ".join(provenance["train_generators"])} only. On other generators it can fail, in both directions; what
-  is promised of the verdicts holds for images like the validation data, and for nothing else.
+- Trained on {markdown_cell(", ".join(provenance["train_generators"]))} only. On other generators it can fail, in both
+  directions; what is promised of the verdicts holds for images like the validation data, and for nothing else.
 - Frozen features see style and content as well as traces of generation: photographs unlike the training's
   can score high, and generated images in a photographic style low.
 - The features are of a crop of 224 x 224 pixels: what lies outside it, such as a small edited part, is not seen.
@@ -66,7 +69,8 @@ so their figures are optimistic. {_perturbed(description)}
 
 {_calibration(description)}
 
-The threshold is at score {threshold["score"]:.4g}: {threshold["provenance"]}. The band: {unsure["provenance"]}.
+The threshold is at score {threshold["score"]:.4g}: {markdown_cell(threshold["provenance"])}. The band:
+{markdown_cell(unsure["provenance"])}.
 
 ## Where it comes from
 
@@ -115,7 +119,7 @@ def _table(description: Mapping[str, Any]) -> str:
         figures = [_with_interval(one, figure) for figure in ("ap", "tpr_at_5_fpr", "accuracy")]
         figures += [_verdicts(one, "real_as", "false_positives"), _verdicts(one, "generated_as", "found")]
         figures += [_percent(_unsure(one)), f"{one['num_real']}", f"{one['num_generated']}"]
-        lines.append(f"| {name} | {role} | {' | '.join(figures)} |")
+        lines.append(f"| {markdown_cell(name)} | {role} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
@@ -136,7 +140,8 @@ def _failures(description: Mapping[str, Any]) -> list[str]:
     """Generators on which the detector does not do what it does on the validation data."""
     found = []
     wished = description["threshold"]["wished_fpr"]
-    for name, one in description["metrics"]["generators"].items():
+    for generator, one in description["metrics"]["generators"].items():
+        name = markdown_cell(generator)
         real, generated = one["real_as"], one["generated_as"]
         if real and wished and one["intervals"]["false_positives"][0] > wished:
             found.append(
@@ -164,7 +169,8 @@ def _audit(audit: Sequence[Mapping[str, Any]] | None) -> str:
     if audit is None:
         return "The images were not audited: their index was not at hand. Export again with `--index INDEX`."
     lines = [
-        f"**{one['kind']}**{' ' + one['subject'] if one['subject'] else ''}: {one['what']}" for one in audit
+        f"**{one['kind']}** {markdown_cell(one['subject'])}".rstrip() + f": {inline_markdown(one['what'])}"
+        for one in audit
     ]
     return "\n".join(f"- {line}" for line in lines) or "Nothing that makes these figures wrong."
 
@@ -195,9 +201,9 @@ def _calibration(description: Mapping[str, Any]) -> str:
     one = description["calibration"]
     return (
         f"Platt's: probability = sigmoid({one['slope']:.4g} x logit + {one['offset']:.4f}), fitted on "
-        f"{one['provenance']} ({one['num_real']} real and {one['num_generated']} generated images). Expected "
-        f"calibration error in 15 bins: {_percent(one['ece_before'])} before, {_percent(one['ece_after'])} after "
-        "(cross-fitted: no image is judged by a fit that it was part of)."
+        f"{markdown_cell(one['provenance'])} ({one['num_real']} real and {one['num_generated']} generated images). "
+        f"Expected calibration error in 15 bins: {_percent(one['ece_before'])} before, {_percent(one['ece_after'])} "
+        "after (cross-fitted: no image is judged by a fit that it was part of)."
     )
 
 
@@ -221,4 +227,4 @@ def _warnings(description: Mapping[str, Any]) -> str:
 def _how_sure(provenance: Mapping[str, Any]) -> str:
     if not provenance["finalists"]:
         return ", the best of a search and so flattered by it"
-    return ". " + str(provenance["finalists"]["reason"]).rstrip(".")
+    return ". " + markdown_cell(str(provenance["finalists"]["reason"])).rstrip(".")

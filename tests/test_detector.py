@@ -155,6 +155,14 @@ def test_the_card_tells_what_there_is_to_fear(finished: Finished) -> None:
     for dtype in ("float32", "bfloat16"):
         other = {**description, "encoder": {**description["encoder"], "dtype": dtype}}
         assert ("`images.onnx`" in model_card(other)) == (dtype == "bfloat16")
+    provenance = description["provenance"]
+    for head, read, left in (("linear", "learning_rate", "lambda1"), ("svm", "svm_c", "learning_rate")):
+        config = {**provenance["config"], "head": head}
+        told = {**description, "provenance": {**provenance, "config": config, "train_generators": ["a|<b>"]}}
+        card = model_card(told)
+        assert f"`{read}`" in card
+        assert f"`{left}`" not in card
+        assert "Trained on a\\|\\<b> only" in card
 
 
 def test_trials_without_a_sound_head_are_refused(finished: Finished, tmp_path: Path) -> None:

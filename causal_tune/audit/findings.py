@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from causal_tune.wording import inline_markdown, plural
+
 __all__ = [
     "AUDIT_VERSION",
     "Audit",
@@ -17,7 +19,6 @@ __all__ = [
     "are",
     "audit_summary",
     "listed",
-    "plural",
 ]
 
 AUDIT_VERSION = 1
@@ -191,7 +192,7 @@ def audit_summary(audit: Audit, *, most: int = 5) -> dict[str, Any]:
         f"and {plural(num_notes, 'note')}{'.' if not findings else ':'}"
     ]
     if findings:
-        lines += ["", *(f"- {item.what}" for item in findings[:most])]
+        lines += ["", *(f"- {inline_markdown(item.what)}" for item in findings[:most])]
     if len(findings) > most:
         lines.append(f"- and {len(findings) - most:,} more.")
     return {
@@ -204,15 +205,6 @@ def audit_summary(audit: Audit, *, most: int = 5) -> dict[str, Any]:
         ],
         "markdown": "\n".join(lines),
     }
-
-
-def plural(number: int, noun: str) -> str:
-    """A number with its noun.
-
-    >>> plural(1, "image"), plural(1200, "image")
-    ('1 image', '1,200 images')
-    """
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def are(number: int) -> str:

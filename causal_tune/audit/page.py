@@ -1,11 +1,11 @@
 """An audit as one HTML page: no script, no network, readable in light and dark."""
 
 from collections.abc import Iterable, Sequence
-from html import escape
 
 from causal_tune import __version__
-from causal_tune.audit.findings import Audit, Finding, ImageRef, plural
-from causal_tune.audit.words import count_rows, method_name, number_text, printable, score_rows
+from causal_tune.audit.findings import Audit, Finding, ImageRef
+from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
+from causal_tune.wording import html, inline_html, plural
 
 __all__ = ["html_page"]
 
@@ -55,14 +55,14 @@ def html_page(audit: Audit, source: str) -> str:
     findings = [item for item in audit.findings if item.severity == "finding"]
     notes = [item for item in audit.findings if item.severity == "note"]
     trains = (
-        f"Training generators: {', '.join(map(_text, audit.train_generators))}."
+        f"Training generators: {', '.join(map(html, audit.train_generators))}."
         if audit.train_generators
         else "What trains and what judges: the splits of the index."
     )
     names, scores = score_rows(audit.probes)
     probes = [
         [
-            _text(item.scope or "all"),
+            html(item.scope or "all"),
             f"{item.num_real:,}",
             f"{item.num_generated:,}",
             "-" if item.prevalence is None else f"{item.prevalence:.2f}",
@@ -86,7 +86,7 @@ def html_page(audit: Audit, source: str) -> str:
         for item in audit.matches
     ]
     parts = [
-        f"<h1>Audit of {_text(source)}</h1>",
+        f"<h1>Audit of {html(source)}</h1>",
         f'<p class="lead">{plural(audit.num_images, "image")}. {trains}</p>',
         f'<p class="verdict">{plural(len(findings), "finding")}, {plural(len(notes), "note")}.</p>',
         *(["<h2>Findings</h2>"] if findings else []),
@@ -112,12 +112,12 @@ def html_page(audit: Audit, source: str) -> str:
         ),
     ]
     if audit.unreadable:
-        rows = [[_text(reason), f"{number:,}"] for reason, number in audit.unreadable.items()]
+        rows = [[html(reason), f"{number:,}"] for reason, number in audit.unreadable.items()]
         parts += ["<h2>Unreadable images</h2>", _table("", ["reason", "images"], rows)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Audit of {_text(source)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        f"<title>Audit of {html(source)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(parts)
         + f"\n</main><footer>causal-tune {__version__}</footer></body></html>\n"
     )
@@ -128,17 +128,17 @@ def _article(item: Finding) -> str:
     if item.examples:
         groups = "".join(f"<li>{' = '.join(map(_reference, group))}</li>" for group in item.examples)
         examples = f"<details><summary>Examples</summary><ul>{groups}</ul></details>"
-    title = _KINDS[item.kind] + (f": {_text(item.subject)}" if item.subject else "")
+    title = _KINDS[item.kind] + (f": {html(item.subject)}" if item.subject else "")
     return (
-        f'<article class="{item.severity}"><h3>{title}</h3><p>{_marked(item.what)}</p>'
-        f'<p class="step">Next: {_marked(item.next_step)}</p>{examples}</article>'
+        f'<article class="{item.severity}"><h3>{title}</h3><p>{inline_html(item.what)}</p>'
+        f'<p class="step">Next: {inline_html(item.next_step)}</p>{examples}</article>'
     )
 
 
 def _reference(item: ImageRef) -> str:
     kind = "generated" if item.label else "real"
     split = f"/{item.split}" if item.split else ""
-    return f"<code>{_text(item.path)}</code> ({_text(item.generator)}{_text(split)}, {kind})"
+    return f"<code>{html(item.path)}</code> ({html(item.generator)}{html(split)}, {kind})"
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 1) -> str:
@@ -157,14 +157,4 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], 
 
 
 def _escaped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    return [[_text(cell) for cell in row] for row in rows]
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
-
-
-def _marked(text: str) -> str:
-    """Escaped, with what stands between backquotes as code."""
-    parts = _text(text).split("`")
-    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+    return [[html(cell) for cell in row] for row in rows]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from causal_tune.audit.findings import Audit, Count, Finding, ImageRef, Matches, Probe, are, listed, plural
+from causal_tune.audit.findings import Audit, Count, Finding, ImageRef, Matches, Probe, are, listed
 from causal_tune.audit.matches import (
     Examples,
     content_numbers,
@@ -25,6 +25,7 @@ from causal_tune.audit.probe import columns_of, probe
 from causal_tune.audit.words import bias_finding, resized_note
 from causal_tune.errors import InvalidConfig, StoreError
 from causal_tune.images.index import generators, index_sha256, skipped_files
+from causal_tune.wording import plural
 
 if TYPE_CHECKING:  # importing it costs the seconds of torch, which an audit of an index alone does not need
     from causal_tune.features import FeatureStore

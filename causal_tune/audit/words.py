@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from causal_tune.audit.findings import Audit, Finding, Matches, Probe, Score, listed, plural
+from causal_tune.audit.findings import Audit, Finding, Matches, Probe, Score, listed
 from causal_tune.images.decode import CROP_SIZE
+from causal_tune.wording import plural
 
 __all__ = [
     "bias_finding",
@@ -15,7 +16,6 @@ __all__ = [
     "describe",
     "method_name",
     "number_text",
-    "printable",
     "resized_note",
     "score_rows",
 ]
@@ -244,12 +244,3 @@ def method_name(matches: Matches) -> str:
         "phash": f"perceptual hash, at most {matches.threshold} of 64 bits",
         "cosine": f"features, cosine at least {matches.threshold}",
     }[matches.method]
-
-
-def printable(text: str) -> str:
-    r"""Text that any stream takes: bytes of file names that are not UTF-8 are written as escapes.
-
-    >>> printable("caf\udce9.png")
-    'caf\\udce9.png'
-    """
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -8,15 +8,16 @@ import pyarrow as pa
 from rich.text import Text
 
 from causal_tune.atomic import write_json, write_text
-from causal_tune.audit.findings import Audit, ImageRef, audit_summary, plural
+from causal_tune.audit.findings import Audit, ImageRef, audit_summary
 from causal_tune.audit.page import html_page
 from causal_tune.audit.pixels import PixelFacts, read_all_pixels
 from causal_tune.audit.run import MAX_COMPARED, MIN_COSINE, audit_index
-from causal_tune.audit.words import count_rows, method_name, number_text, printable, score_rows
+from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
 from causal_tune.cli.output import emit, err, json_option, names, out, progress_bar, table
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
 from causal_tune.images.layouts import LAYOUTS, build_index
+from causal_tune.wording import plural, visible
 
 __all__ = ["audit_command", "show_findings"]
 
@@ -104,9 +105,7 @@ def audit_command(
     def show() -> None:
         _show(audit)
         if output is not None:
-            out.print(
-                printable(f"Written: {output / 'audit.html'} and audit.json"), soft_wrap=True, markup=False
-            )
+            out.print(f"Written: {output / 'audit.html'} and audit.json", soft_wrap=True)
 
     emit(as_json, document, show)
     if strict and audit.num_findings:
@@ -122,7 +121,7 @@ def show_findings(audit: Audit, command: str, most: int = 4) -> None:
     if not found:
         return
     for item in found[:most]:
-        err.print(Text.assemble(("Audit: ", "bold yellow"), printable(item["what"])), soft_wrap=True)
+        err.print(Text.assemble(("Audit: ", "bold yellow"), visible(item["what"])), soft_wrap=True)
     more = f"{len(found) - most:,} more findings, and what" if len(found) > most else "What"
     err.print(f"  {more} to do about them: {command}", soft_wrap=True, markup=False, highlight=False)
 
@@ -138,9 +137,9 @@ def _images(path: Path, layout: str | None) -> pa.Table:
             f"{str(path)!r} is a Parquet file, which is an index already; --layout is for folders and CSV files. "
             "Leave --layout out."
         )
-    if printable(str(path)) != str(path):
+    if str(path).encode(errors="replace").decode() != str(path):
         raise InvalidConfig(
-            f"The name {printable(str(path))!r} is not UTF-8, and no index can hold such paths. Rename that folder."
+            f"The name {visible(str(path))!r} is not UTF-8, and no index can hold such paths. Rename that folder."
         )
     with progress_bar("Indexing", 0, "images") as bar:
         return build_index([path], layout, progress=bar.follow)
@@ -167,17 +166,17 @@ def _show(audit: Audit) -> None:
     for word, style, items in (("Finding", "bold red", found), ("Note", "bold yellow", notes)):
         for item in items:
             out.print(
-                Text.assemble((f"\n{word}: ", style), printable(item.what)), soft_wrap=not out.is_terminal
+                Text.assemble((f"\n{word}: ", style), visible(item.what)), soft_wrap=not out.is_terminal
             )
             for group in item.examples[:2]:
                 out.print(Text("  " + "  =  ".join(map(_reference, group)), style="dim"), soft_wrap=True)
-            out.print(Text(f"  Next: {printable(item.next_step)}"), soft_wrap=not out.is_terminal)
+            out.print(Text(f"  Next: {visible(item.next_step)}"), soft_wrap=not out.is_terminal)
     out.print()
     out.print(
         table(
             "Images",
             ["generator", "split<", "class<", "format<", "images"],
-            [list(map(printable, row)) for row in count_rows(audit)],
+            count_rows(audit),
         )
     )
     columns = ["generator", "real", "generated", *score_rows(audit.probes)[0]]
@@ -197,12 +196,10 @@ def _probes(audit: Audit) -> list[list[str]]:
     rows = []
     for item, scores in zip(audit.probes, score_rows(audit.probes)[1], strict=True):
         values = [f"{number_text(score)}{'!' if score and score.is_alarming else ''}" for score in scores]
-        rows.append(
-            [printable(item.scope or "all"), f"{item.num_real:,}", f"{item.num_generated:,}", *values]
-        )
+        rows.append([item.scope or "all", f"{item.num_real:,}", f"{item.num_generated:,}", *values])
     return rows
 
 
 def _reference(item: ImageRef) -> str:
     kind = "generated" if item.label else "real"
-    return printable(f"{item.path} ({item.generator}{'/' + item.split if item.split else ''}, {kind})")
+    return visible(f"{item.path} ({item.generator}{'/' + item.split if item.split else ''}, {kind})")

@@ -45,7 +45,7 @@ def compare_command(studies: Sequence[str], output: Path | None, workspace: Path
         out.print("† trained on, ‡ chosen by")
         if "pairs" in tables:
             pairs = tables["pairs"]
-            out.print(table("Mean AP on what none has seen, points", pairs.titles, pairs.rows))
+            out.print(table("Mean AP on what none has seen, points", pairs.columns, pairs.rows))
         for line in report.verdict:
             out.print(line, markup=False)
         if output is not None:

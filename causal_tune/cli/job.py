@@ -129,11 +129,11 @@ def run_job(
 
     def show() -> None:
         out.print()
-        show_leaderboard(rows, criterion, most=5)
+        show_leaderboard(result.spec, rows, criterion, most=5)
         out.print()
         show_winner(result.spec, result.records, criterion)
         if withstands:
-            out.print(table("What it withstands: mean AP, %", withstands.titles, withstands.rows))
+            out.print(table("What it withstands: mean AP, %", withstands.columns, withstands.rows))
         out.print(f"\nReport: {report_path}", soft_wrap=True)
         out.print(f"Detector: {detector_path}", soft_wrap=True)
         steps = {

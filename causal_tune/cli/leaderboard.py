@@ -33,11 +33,12 @@ from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
 
-HYPERPARAMETERS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
+WEIGHTS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
+"""The six numbers of the paper's head."""
 
 
 def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> None:
-    """The winner: its table generator x metrics, its hyperparameters, and warnings about the choice."""
+    """The winner: its table generator x metrics, its settings, and warnings about the choice."""
     ranked = rank(records, criterion, spec.roles)
     failed = [record for record in records if record.failed]
     for record in failed[:5]:
@@ -51,10 +52,12 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     sets += [(name, spec.roles.role_of(name), metrics) for name, metrics in winner.generators.items()]
     out.print(table(f"Winner: trial {winner.id}", METRIC_COLUMNS, metrics_rows(sets)))
     out.print(f"Chosen by {criterion} = {percent(value)}: {CRITERIA[criterion].summary}.")
-    shown = {
-        name: winner.config[name] for name in ("head", "layer", *HYPERPARAMETERS, "learning_rate", "seed")
-    }
-    out.print("Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in shown.items()))
+    settings = {name: winner.config[name] for name in ("head", "layer")}
+    settings |= _weights(winner) | spec.search_space().settings_of(winner.config)
+    settings["seed"] = winner.config["seed"]
+    out.print(
+        "Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in settings.items())
+    )
     if winner.collapsed:
         out.print("Warning: its mask has collapsed, so it is no causal head.")
     show_choice(spec, records, criterion)
@@ -79,7 +82,8 @@ def show_front(spec: StudySpec, records: Sequence[TrialRecord], most: int) -> No
     for record in front[:most]:
         values = objective_values(record, spec.objectives) or ()
         rows.append([record.id, record.config["head"], *(percent(value) for value in values)])
-    out.print(table("Pareto front: mean AP by objective", ["trial", "head<", *spec.objectives], rows))
+    columns = ["trial", "head<", *(f"{name}>" for name in spec.objectives)]
+    out.print(table("Pareto front: mean AP by objective", columns, rows))
     if len(front) > most:
         out.print(f"and {len(front) - most} more on the front")
 
@@ -98,12 +102,21 @@ def count_states(records: Sequence[TrialRecord]) -> str:
 _STATES = {"finished": "finished", "pruned": "pruned", "failed": "failed", "duplicate": "not trained again"}
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _short(value: Any, digits: int = 4) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _weights(record: TrialRecord) -> dict[str, Any]:
+    """The paper's six numbers of a trial of its head; nothing for other heads, which do not read them."""
+    return {name: record.config[name] for name in WEIGHTS} if record.config["head"] == "causal" else {}
 
 
 def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion: str) -> list[dict[str, Any]]:
-    """The finished trials, best first, as plain values."""
+    """The finished trials, best first, as plain values.
+
+    A searched setting that the trial's head does not read is None, and so are the paper's six for other heads.
+    """
+    space = spec.search_space()
     return [
         {
             "rank": place + 1,
@@ -115,40 +128,33 @@ def leaderboard_rows(spec: StudySpec, records: Sequence[TrialRecord], criterion:
             "mean_test_ap": score(record, "oracle", spec.roles) if spec.test_generators else None,
             "mask_mean": record.mask["mean"] if record.mask else None,
             "collapsed": record.collapsed,
-            **{name: record.config.get(name) for name in HYPERPARAMETERS},
+            **dict.fromkeys(name for name in (*WEIGHTS, *space.names) if name not in ("head", "layer")),
+            **_weights(record),
+            **space.settings_of(record.config),
         }
         for place, (record, value) in enumerate(rank(records, criterion, spec.roles))
     ]
 
 
-def show_leaderboard(rows: Sequence[dict[str, Any]], criterion: str, most: int) -> None:
-    """The first `most` rows: scores, and the hyperparameters beside them or, in a narrow terminal, below."""
-    layers = {row["layer"] for row in rows}
-    score_columns = [
-        "#",
-        "trial<",
-        "head<",
-        *(["layer<"] if len(layers) > 1 else []),
-        criterion,
-        "val AP",
-        "test AP*",
-        "mask mean",
+def show_leaderboard(spec: StudySpec, rows: Sequence[dict[str, Any]], criterion: str, most: int) -> None:
+    """The first `most` rows: scores and what was searched."""
+    shown = rows[:most]
+    searched = [
+        name
+        for name in spec.search_space().names
+        if name not in ("head", "layer") and any(row[name] is not None for row in shown)
     ]
-    scores, settings = [], []
-    for row in rows[:most]:
+    has_layers = len({row["layer"] for row in rows}) > 1
+    columns = ["#", "trial<", "head<", *["layer<"] * has_layers]
+    columns += [criterion, "val AP", "test AP*", "mask mean", *searched]
+    cells = []
+    for row in shown:
         mask = "-" if row["mask_mean"] is None else f"{row['mask_mean']:.3f}{'!' if row['collapsed'] else ''}"
-        place = [str(row["rank"]), row["trial"], row["head"], *([row["layer"]] if len(layers) > 1 else [])]
+        place = [str(row["rank"]), row["trial"], row["head"], *[row["layer"]] * has_layers]
         values = [percent(row[criterion]), percent(row["validation_ap"]), percent(row["mean_test_ap"]), mask]
-        scores.append(place + values)
-        settings.append([f"{row[name]:.2g}" if row["head"] == "causal" else "-" for name in HYPERPARAMETERS])
-    title = f"Leaderboard by {criterion}"
-    if out.width >= 120:
-        both = [one + two for one, two in zip(scores, settings, strict=True)]
-        out.print(table(title, [*score_columns, *HYPERPARAMETERS], both))
-    else:
-        out.print(table(title, score_columns, scores))
-        numbered = [[score[0], *setting] for score, setting in zip(scores, settings, strict=True)]
-        out.print(table("Their hyperparameters", ["#", *HYPERPARAMETERS], numbered))
+        settings = ["-" if row[name] is None else _short(row[name], 2) for name in searched]
+        cells.append([*place, *values, *settings])
+    out.print(table(f"Leaderboard by {criterion}", columns, cells))
     out.print("Percent. * reported only: test generators never choose. ! the mask has collapsed.")
 
 
@@ -169,7 +175,7 @@ def leaderboard_command(study: str, criterion: str | None, most: int, workspace:
     num_collapsed = sum(record.collapsed is not None for record in records)
 
     def show() -> None:
-        show_leaderboard(rows, criterion, most)
+        show_leaderboard(spec, rows, criterion, most)
         if spec.objectives:
             show_front(spec, records, most)
         out.print(f"{count_states(records)}; {len(rows)} ranked, {num_collapsed} collapsed.")

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,10 +27,12 @@ from rich.table import Table
 from rich.text import Text
 
 from causal_tune.errors import CausalTuneError, InvalidConfig
+from causal_tune.wording import title_of, visible
 
 __all__ = [
     "METRIC_COLUMNS",
     "Bar",
+    "PlainConsole",
     "check_folder",
     "emit",
     "err",
@@ -48,9 +51,22 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# off a terminal (a file, a pipe) there is no width to keep to
-out = Console(width=None if Console().is_terminal else 160)
-err = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 160)
+
+class PlainConsole(Console):
+    """Prints text as it is: brackets and colons are no markup, and what no reader sees is written as escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, markup=False, emoji=False)
+        if not self.is_terminal and "width" not in options:
+            self.width = 160  # a file or a pipe has no width to keep to
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a string that is printed, or of a cell or title of a table."""
+        return super().render_str(visible(text, keep="\n"), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
 
 
 @contextmanager
@@ -59,7 +75,7 @@ def errors_as_paragraphs() -> Iterator[None]:
     try:
         yield
     except CausalTuneError as error:
-        words = str(error) + _where_paths_lead(str(error))
+        words = visible(str(error) + _where_paths_lead(str(error)), keep="\n")
         err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=not err.is_terminal)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -147,17 +163,73 @@ def emit(as_json: bool, document: dict[str, Any], show: Callable[[], None]) -> N
         show()
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers; columns ending in `<` are text."""
-    result = Table(
-        title=title, title_justify="left", title_style="bold", header_style="bold", box=SIMPLE_HEAD
-    )
-    for position, column in enumerate(columns):
-        left = position == 0 or column.endswith("<")
-        result.add_column(column.rstrip("<"), justify="left" if left else "right", overflow="fold")
-    for row in rows:
-        result.add_row(*row)
-    return result
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "_Table":
+    """A table whose first column is text and whose others are numbers; columns ending in `<` are text.
+
+    A column that is named by something from outside ends in `>` (`wording.title_of`). On a screen that is too narrow
+    for all columns, the rest of them follow below, with the first one repeated: no number and no name is broken.
+    """
+    cells = [[visible(cell) for cell in row] for row in ([*map(title_of, columns)], *rows)]
+    is_text = [place == 0 or column.endswith("<") for place, column in enumerate(columns)]
+    return _Table(title, is_text, cells)
+
+
+_LONGEST_NAME = 40
+"""Characters of the first column that stay on one line; what is longer, such as a path, may go on below."""
+
+
+class _Table:
+    def __init__(self, title: str, is_text: Sequence[bool], cells: Sequence[Sequence[str]]) -> None:
+        self._title, self._is_text, self._cells = title, is_text, cells
+        columns = range(len(is_text))
+        self._widest = [max(cell_len(row[place]) for row in cells) for place in columns]
+        self._least = [self._unbroken(place) for place in columns]
+        if self._least[0] > _LONGEST_NAME:
+            self._least[0] = 24
+
+    def _unbroken(self, place: int) -> int:
+        """The width at which no number of a column and no word of its title or text is broken."""
+        head, *cells = (row[place] for row in self._cells)
+        words = [word for cell in (head, *cells * self._is_text[place]) for word in cell.split()]
+        return max((cell_len(word) for word in (*words, *([] if self._is_text[place] else cells))), default=1)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The title, and below it the columns in as many parts as the width asks for."""
+        yield Text(visible(self._title), style="bold")
+        parts: list[list[int]] = [[0]]
+        for place in range(1, len(self._is_text)):
+            if self._least_of([*parts[-1], place]) > options.max_width and len(parts[-1]) > 1:
+                parts.append([0])
+            parts[-1].append(place)
+        yield from (self._part(part, options.max_width) for part in parts)
+
+    def _least_of(self, part: Sequence[int]) -> int:
+        return sum(self._least[place] for place in part) + _frame(len(part))
+
+    def _part(self, part: Sequence[int], width: int) -> Table:
+        spare = width - self._least_of(part)
+        widths = {place: self._least[place] for place in part}
+        if spare < 0:  # a single column that is wider than the screen
+            widths[part[-1]] = max(1, widths[part[-1]] + spare)
+        by_need = sorted(part, key=lambda place: self._widest[place] - self._least[place])
+        for left, place in zip(range(len(part), 0, -1), by_need, strict=True):
+            more = min(self._widest[place] - self._least[place], max(0, spare) // left)
+            widths[place] += more
+            spare -= more
+        result = Table(header_style="bold", box=SIMPLE_HEAD)
+        for place in part:
+            justify: JustifyMethod = "left" if self._is_text[place] else "right"
+            result.add_column(
+                Text(self._cells[0][place]), justify=justify, overflow="fold", width=widths[place]
+            )
+        for row in self._cells[1:]:
+            result.add_row(*(Text(row[place]) for place in part))
+        return result
+
+
+def _frame(num_columns: int) -> int:
+    """What the spaces around and between the columns of a table take."""
+    return 3 * num_columns + 1
 
 
 def percent(value: float | None) -> str:
@@ -200,8 +272,8 @@ class Bar:
 
     def __init__(self, progress: Progress | None, description: str, total: int, unit: str) -> None:
         self._progress = progress
-        self._description, self._total, self._unit = description, total, unit
-        self._task = progress.add_task(description, total=total) if progress else None
+        self._description, self._total, self._unit = visible(description), total, unit
+        self._task = progress.add_task(self._description, total=total) if progress else None
         self._tenth = -1
 
     def follow(self, done: int, total: int, note: str = "") -> None:
@@ -231,7 +303,7 @@ def progress_bar(description: str, total: int, unit: str) -> Iterator[Bar]:
         yield Bar(None, description, total, unit)
         return
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _Rate(unit),

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.markup import escape
 
 from causal_tune.cli.encoding import runtime_option
 from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
@@ -115,10 +114,10 @@ def _show(
     columns = ["path", "score", "probability", "verdict<"]
     rows = [
         [
-            escape(one.path),
+            one.path,
             "-" if one.score is None else f"{one.score:.4f}",
             "-" if one.probability is None else f"{one.probability:.4f}",
-            one.verdict or escape(f"- {one.reason}"),
+            one.verdict or f"- {one.reason}",
         ]
         for one in shown
     ]

@@ -24,7 +24,17 @@ from causal_tune.heads.svm import SvmHead
 from causal_tune.heads.vib import VibHead
 from causal_tune.registry import look_up
 
-__all__ = ["HEADS", "FittedHead", "Head", "Scorer", "SteppedHead", "Trainer", "build_head", "load_head"]
+__all__ = [
+    "HEADS",
+    "FittedHead",
+    "Head",
+    "Scorer",
+    "SteppedHead",
+    "Trainer",
+    "build_head",
+    "load_head",
+    "reads",
+]
 
 HEADS: Mapping[str, type[Head]] = MappingProxyType(
     {
@@ -37,6 +47,16 @@ HEADS: Mapping[str, type[Head]] = MappingProxyType(
         "mlp": MlpHead,
     }
 )
+
+
+def reads(head: str, name: str) -> bool:
+    """Whether a trial of `head` reads the setting `name`: all but those that only other heads have.
+
+    >>> reads("linear", "lambda1"), reads("causal", "lambda1"), reads("linear", "batch_size")
+    (False, True, True)
+    """
+    having = [other for other, one in HEADS.items() if name in {field.name for field in fields(one.Settings)}]
+    return not having or head in having
 
 
 def build_head(

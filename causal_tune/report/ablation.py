@@ -202,7 +202,7 @@ def ablation_tables(
             ours.append([label, *(_cell(values["differences"][key], signed=True) for key in keys)])
             gains = (PAPER[arm][key] - PAPER[BASELINE][key] for key in paper_keys)
             papers.append([label, *(f"{gain:+.2f}" for gain in gains)])
-    columns, paper_columns = [*map(_title, keys)], [f"paper's\n{_title(key)}" for key in paper_keys]
+    columns, paper_columns = [*map(_title, keys)], [f"paper's {_title(key)}" for key in paper_keys]
     if width >= 140:
         both = [own + paper[1:] for own, paper in zip(ours, papers, strict=True)]
         return [(["arm", *columns, *paper_columns], both)]

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from causal_tune.audit.findings import plural
 from causal_tune.audit.run import audit_index
 from causal_tune.audit.words import count_rows, number_text, score_rows
 from causal_tune.features import FeatureStore
@@ -10,6 +9,7 @@ from causal_tune.features.stores import index_of_store
 from causal_tune.report.section import Section
 from causal_tune.report.tables import Table
 from causal_tune.study.spec import StudySpec
+from causal_tune.wording import plural
 
 __all__ = ["audited"]
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from causal_tune.audit.findings import plural
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
@@ -23,6 +22,7 @@ from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampl
 from causal_tune.study.finalists import read_finalists
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
+from causal_tune.wording import plural
 
 __all__ = ["compare"]
 
@@ -229,19 +229,19 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
             Table(
                 name="ap",
                 caption="AP in per cent, with 95 % intervals of the bootstrap over images.",
-                columns=["head", *generators, mean],
+                columns=["head", *(f"{name}>" for name in generators), mean],
                 rows=aps,
             ),
             Table(
                 name="accuracy",
                 caption="Accuracy in per cent at probability 0.5.",
-                columns=["head", *generators, mean],
+                columns=["head", *(f"{name}>" for name in generators), mean],
                 rows=accuracies,
             ),
             Table(
                 name="counts",
                 caption="Images, real + generated.",
-                columns=["generator", *(head.name for head in heads)],
+                columns=["generator", *(f"{head.name}>" for head in heads)],
                 rows=counts,
             ),
         ],

@@ -141,7 +141,8 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
 
 def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
     ranked = rank(records, spec.criterion, spec.roles)
-    searched = sorted(spec.space["distributions"])
+    space = spec.search_space()
+    searched = [name for name in space.names if name not in ("head", "layer")]
     rows = [
         [
             record.id,
@@ -151,7 +152,7 @@ def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
             percent(record.validation["ap"]),
             percent(score(record, "oracle", spec.roles)) if spec.test_generators else "-",
             "-" if record.mask is None else f"{record.mask['mean']:.3f}{'!' if record.collapsed else ''}",
-            *(_short(record.config[key]) for key in searched if key not in ("head", "layer")),
+            *(_short(value) for value in map(space.settings_of(record.config).get, searched)),
         ]
         for record, value in ranked[:15]
     ]
@@ -188,7 +189,7 @@ def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
                     "validation AP",
                     "mean test AP",
                     "mask mean",
-                    *(key for key in searched if key not in ("head", "layer")),
+                    *searched,
                 ],
                 rows=rows,
             )
@@ -201,6 +202,8 @@ def _search(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
 
 
 def _short(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

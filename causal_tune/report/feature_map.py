@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from causal_tune.causal.mask import mask_statistics
-from causal_tune.report.figures import BLUE, COLOURS, GREY, ORANGE, STYLE, Drawing, drawing
+from causal_tune.report.figures import BLUE, COLOURS, GREY, ORANGE, STYLE, Drawing, drawing, label
 from causal_tune.report.tables import Table, percent, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.study.parts import Parts
@@ -57,20 +57,23 @@ def feature_map(parts: Parts) -> Drawing:
                 axes.text(0.5, 0.5, "nothing is left in it", ha="center", transform=axes.transAxes)
                 continue
             for place, generator in enumerate(names):
-                for label in (0, 1):
-                    mine = (parts.generators == generator) & (parts.labels == label)
-                    axes.plot(*points[mine].T, **_dots(place, label))
+                for one in (0, 1):
+                    mine = (parts.generators == generator) & (parts.labels == one)
+                    axes.plot(*points[mine].T, **_dots(place, one))
             rows += [
-                {"part": name, "set": generator, "label": label, "x": x, "y": y}
-                for generator, label, (x, y) in zip(
+                {"part": name, "set": generator, "label": one, "x": x, "y": y}
+                for generator, one, (x, y) in zip(
                     parts.generators.tolist(), parts.labels.tolist(), points.tolist(), strict=True
                 )
             ]
         handles = [
-            *(Line2D([], [], label=generator, **_dots(place, 1)) for place, generator in enumerate(names)),
             *(
-                Line2D([], [], label=text, **_dots(0, label, GREY))
-                for label, text in ((1, "filled: generated"), (0, "hollow: real, of that set"))
+                Line2D([], [], label=label(generator), **_dots(place, 1))
+                for place, generator in enumerate(names)
+            ),
+            *(
+                Line2D([], [], label=text, **_dots(0, one, GREY))
+                for one, text in ((1, "filled: generated"), (0, "hollow: real, of that set"))
             ),
         ]
         legend = every[len(panels)]
@@ -81,13 +84,13 @@ def feature_map(parts: Parts) -> Drawing:
         return drawing(figure, rows)
 
 
-def _dots(place: int, label: int, colour: str = "") -> dict[str, Any]:
+def _dots(place: int, of_class: int, colour: str = "") -> dict[str, Any]:
     colour = colour or COLOURS[place % len(COLOURS)]
     return {
         "marker": _MARKERS[place % len(_MARKERS)],
         "linestyle": "none",
         "color": colour,
-        "markerfacecolor": colour if label else "none",
+        "markerfacecolor": colour if of_class else "none",
         "markeredgewidth": 0.7,
         "markersize": 3.6,
         "alpha": 0.85,

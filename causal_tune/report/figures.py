@@ -5,6 +5,7 @@ The same study gives the same bytes, readable on paper and on light and dark scr
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from causal_tune.selection import rank, score
 from causal_tune.study.importance import Importance
 from causal_tune.study.space import SearchSpace
 from causal_tune.study.spec import StudySpec
+from causal_tune.wording import shortened, visible
 
 __all__ = [
     "BLUE",
@@ -39,6 +41,7 @@ __all__ = [
     "heat_map",
     "history",
     "importance",
+    "label",
     "landscape",
     "mask",
     "parallel",
@@ -52,6 +55,7 @@ COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#D55E00")
 STYLE = {
     "svg.hashsalt": "causal-tune",
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # and a dollar in a name is a dollar
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": GREY,
@@ -80,9 +84,18 @@ class Drawing:
 def drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
     """The SVG of a figure, with its points as `rows`."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # letters that the font lacks are the browser's business: text stays text
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
     svg = text.getvalue()
     return Drawing(svg=svg[svg.index("<svg") :], data=pa.Table.from_pylist([dict(row) for row in rows]))
+
+
+def label(name: str) -> str:
+    """A name from outside as a label: short, and shown by legends, which leave out what begins with a `_`."""
+    text = shortened(visible(name), 28)
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
@@ -173,7 +186,7 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
                     fontsize=8,
                     color=GREY if not known else "black" if value > 78 else "white",
                 )
-        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        axes.set_xticks(range(len(names)), [*map(label, names)], rotation=30, ha="right")
         labels = [f"{one.number:03d} {one.config['head']} {one.config.get('layer', '')}" for one in top]
         axes.set_yticks(range(len(top)), labels)
         return drawing(
@@ -197,7 +210,7 @@ def roc(scored: Mapping[str, Scored]) -> Drawing:
         for place, (name, one) in enumerate(scored.items()):
             if one.has_both:
                 mistaken, found, _ = roc_curve(one.labels, one.logits)
-                axes.plot(mistaken, found, **_line(place), label=name)
+                axes.plot(mistaken, found, **_line(place), label=label(name))
                 rows += [
                     {"set": name, "false_positive_rate": x, "true_positive_rate": y}
                     for x, y in zip(mistaken.tolist(), found.tolist(), strict=True)
@@ -281,7 +294,7 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
         figure = Figure(figsize=(7.4, 3.2))
         rows = []
         every = figure.subplots(1, 2, sharey=True)
-        for axes, (kind, label) in zip(every, kinds.items(), strict=True):
+        for axes, (kind, title) in zip(every, kinds.items(), strict=True):
             for place, (head, curve) in enumerate(points[kind].items()):
                 x, *ends = zip(*curve, strict=True) if curve else ((),) * 4
                 mean, low, high = ([100 * value for value in values] for values in ends)
@@ -291,7 +304,7 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
                     {"head": head, "kind": kind, "amount": at, "ap": ap, "low": bottom, "high": top}
                     for at, ap, bottom, top in curve
                 ]
-            axes.set_xlabel(label)
+            axes.set_xlabel(title)
         every[0].invert_xaxis()  # worse to the right in both
         every[0].set_ylabel("mean AP, %")
         every[1].legend(fontsize=8)

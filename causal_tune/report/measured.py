@@ -191,7 +191,7 @@ def _robustness(
                 Table(
                     name="robustness",
                     caption="Mean AP in per cent with 95 % intervals over images; the recommended head's AP on each.",
-                    columns=["view", *curves, *judged],
+                    columns=["view", *curves, *(f"{name}>" for name in judged)],
                     rows=rows,
                 )
             ],

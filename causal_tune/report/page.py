@@ -2,7 +2,7 @@
 and each figure as SVG with its points as an Arrow file.
 """
 
-from html import escape
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from causal_tune import __version__
 from causal_tune.atomic import atomic_path, write_text
 from causal_tune.report.figures import Drawing
 from causal_tune.report.section import Report, Section
-from causal_tune.report.tables import inline_html
+from causal_tune.wording import html, inline_html, inline_markdown, markdown
 
 __all__ = ["html_page", "markdown_page", "write_report"]
 
@@ -46,17 +46,17 @@ def html_page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(report.title)}</h1>\n<div class=verdict>{verdict}</div>\n{body}\n"
+        f"<title>{html(report.title)}</title><style>{_STYLE}</style></head><body>\n"
+        f"<h1>{html(report.title)}</h1>\n<div class=verdict>{verdict}</div>\n{body}\n"
         f"<footer>causal-tune {__version__}</footer></body></html>\n"
     )
 
 
 def _html_section(section: Section) -> str:
-    parts = [f"<section><h2>{escape(section.title)}</h2>"]
+    parts = [f"<section><h2>{html(section.title)}</h2>"]
     parts += [f"<p>{inline_html(part)}</p>" for part in section.text.split("\n\n") if part]
     if section.code:
-        parts.append(f"<pre><code>{escape(section.code)}</code></pre>")
+        parts.append(f"<pre><code>{html(section.code)}</code></pre>")
     parts += [table.html() for table in section.tables]
     parts += [
         f"<figure>{drawing.svg}<figcaption>{inline_html(caption)}</figcaption></figure>"
@@ -67,13 +67,18 @@ def _html_section(section: Section) -> str:
 
 def markdown_page(report: Report) -> str:
     """The same in Markdown, with the figures as files beside it."""
-    parts = [f"# {report.title}", *report.verdict]
+    parts = [f"# {markdown(report.title)}", *map(inline_markdown, report.verdict)]
     for section in report.sections:
-        parts += [f"## {section.title}", *([section.text] if section.text else [])]
+        parts.append(f"## {markdown(section.title)}")
+        parts += [inline_markdown(part) for part in section.text.split("\n\n") if part]
         if section.code:
-            parts.append(f"```\n{section.code}\n```")
+            fence = "`" * (1 + max(map(len, re.findall("``+", section.code)), default=2))
+            parts.append(f"{fence}\n{section.code}\n{fence}")
         parts += [table.markdown() for table in section.tables]
-        parts += [f"![{caption}](figures/{name}.svg)" for name, (caption, _) in section.figures.items()]
+        parts += [
+            f"![{inline_markdown(caption)}](figures/{name}.svg)"
+            for name, (caption, _) in section.figures.items()
+        ]
     return "\n\n".join(parts) + "\n"
 
 

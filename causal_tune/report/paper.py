@@ -88,7 +88,7 @@ def paper_tables(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> l
             caption += " * chose the head, which flatters it."
         if any("‡" in cell for row in rows for cell in row):
             caption += " ‡ the paper repeats the SAN accuracies of its Table 2 here; these are not AP."
-        columns = ["head", *shown, "mean"]
+        columns = ["head", *(f"{name}>" for name in shown), "mean"]
         tables.append(Table(name=f"paper_table_{number}", caption=caption, columns=columns, rows=rows))
     return tables
 

@@ -3,69 +3,29 @@
 import csv
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-__all__ = ["Table", "inline_html", "over_seeds", "percent", "signed", "with_ends"]
+from causal_tune.wording import (
+    html,
+    inline_html,
+    inline_latex,
+    inline_markdown,
+    latex,
+    markdown_cell,
+    title_of,
+)
 
-_CODE = re.compile(r"`([^`]+)`")
-_MINUS = re.compile(r"(?<![\w}-])-(?=\d)")
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",  # LaTeX's first font has other signs in these places
-    ">": "$>$",
-    "|": r"\textbar{}",
-    '"': "''",
-    "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-}
-_PLAIN_LATEX = re.compile(r"[ -~À-ÏÑ-ÖØ-Ýß-ïñ-öø-ýÿ]")
-"""What pdfLaTeX knows without a package."""
-
-
-def inline_html(text: str) -> str:
-    """Text as HTML: escaped, with what stands between backticks as code.
-
-    >>> inline_html("`a < b` & c")
-    '<code>a &lt; b</code> &amp; c'
-    """
-    return _CODE.sub(r"<code>\1</code>", escape(text))
-
-
-def _latex(text: str) -> str:
-    r"""Text as LaTeX that every engine takes; letters that pdfLaTeX lacks are written by their number.
-
-    >>> print(_latex("50 % of `--degrade` is -1.0 中"))
-    50 \% of \texttt{-{}-degrade} is $-$1.0 [U+4E2D]
-    """
-
-    def plain(part: str) -> str:
-        signs = "".join(
-            _LATEX.get(sign, sign if _PLAIN_LATEX.match(sign) else f"[U+{ord(sign):04X}]") for sign in part
-        )
-        return _MINUS.sub("$-$", signs.replace("--", "-{}-"))  # two are an option's, and no dash
-
-    parts = map(plain, _CODE.split(" ".join(text.split())))
-    return "".join(rf"\texttt{{{part}}}" if place % 2 else part for place, part in enumerate(parts))
+__all__ = ["Table", "over_seeds", "percent", "signed", "with_ends"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Cells as text; the first column is a name, the others are numbers unless their title ends in `<`."""
+    """Cells as text; the first column is a name, the others are numbers unless `<` ends their title.
+
+    A title that comes from outside ends in `>` (`wording.title_of`).
+    """
 
     name: str
     """Its file's name."""
@@ -76,7 +36,7 @@ class Table:
     @property
     def titles(self) -> list[str]:
         """The columns without their marks."""
-        return [column.rstrip("<") for column in self.columns]
+        return [*map(title_of, self.columns)]
 
     def _is_text(self, place: int) -> bool:
         return place == 0 or self.columns[place].endswith("<")
@@ -93,21 +53,23 @@ class Table:
         """
 
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
         rule = "|".join("---" if self._is_text(place) else "--:" for place in range(len(self.columns)))
-        return "\n".join([self.caption, "", line(self.titles), f"|{rule}|", *map(line, self.rows)])
+        return "\n".join(
+            [inline_markdown(self.caption), "", line(self.titles), f"|{rule}|", *map(line, self.rows)]
+        )
 
     def latex(self) -> str:
         """A `table` with a `tabular` of booktabs, made smaller (graphicx) where it is wider than the line."""
         places = "".join("l" if self._is_text(place) else "r" for place in range(len(self.columns)))
 
         def line(cells: Sequence[str]) -> str:
-            text = " & ".join(map(_latex, cells)) + r" \\"
+            text = " & ".join(map(latex, cells)) + r" \\"
             # LaTeX takes a bracket or star after the line before it for an option of that line's end
             return "{}" * text.startswith(("[", "*")) + text
 
-        caption = _latex(self.caption)
+        caption = inline_latex(self.caption)
         body = "\n".join(map(line, self.rows))
         fit = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
         return (
@@ -129,14 +91,14 @@ class Table:
 
         def cells(tag: str, values: Sequence[str]) -> str:
             return "".join(
-                f"<{tag}{' class=text' if self._is_text(place) else ''}>{inline_html(value)}</{tag}>"
+                f"<{tag}{' class=text' if self._is_text(place) else ''}>{html(value)}</{tag}>"
                 for place, value in enumerate(values)
             )
 
         body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in self.rows)
         return (
-            f"<p class=caption id=tab-{escape(self.name)}>{inline_html(self.caption)}</p>\n"
-            f"<div class=wide><table aria-labelledby=tab-{escape(self.name)}>\n"
+            f"<p class=caption id=tab-{html(self.name)}>{inline_html(self.caption)}</p>\n"
+            f"<div class=wide><table aria-labelledby=tab-{html(self.name)}>\n"
             f"<thead><tr>{cells('th', self.titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         )
 

@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 
 from causal_tune.errors import InvalidConfig, UnknownName
+from causal_tune.heads import reads
 from causal_tune.registry import look_up
 from causal_tune.trial import TrialConfig, completed
 
@@ -123,6 +124,19 @@ class SearchSpace:
             key: distribution
             for key, distribution in self.distributions.items()
             if self.is_active(key, config) and contains(distribution, config[key])
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The searched fields, in the order of `TrialConfig`."""
+        return [item.name for item in fields(TrialConfig) if item.name in self.distributions]
+
+    def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The searched fields that a trial of this configuration read: not those of other heads."""
+        return {
+            name: config[name]
+            for name in self.names
+            if self.is_active(name, config) and reads(config["head"], name)
         }
 
     def over_layers(self, layers: Sequence[str]) -> "SearchSpace":

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, score
 from causal_tune.study.spec import StudySpec
+from causal_tune.wording import markdown_cell
 
 __all__ = [
     "FIGURES",
@@ -62,9 +63,8 @@ def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", fi
     if best is not None:
         value = score(best, spec.criterion, spec.roles)
         test = score(best, "oracle", spec.roles) if spec.test_generators else None
-        settings = ", ".join(
-            f"{key} {_short(best.config.get(key))}" for key in sorted(spec.space["distributions"])
-        )
+        searched = spec.search_space().settings_of(best.config)
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in searched.items())
         named = f"[trial {best.id}]({best_run})" if best_run else f"trial {best.id}"
         lines += [
             f"**Best of the search: {named}** ({best.config['head']}, layer "
@@ -81,7 +81,7 @@ def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", fi
         "judged on": spec.test_generators,
     }
     lines += [spec.space["question"].strip(), "", "| role | generators |", "|---|---|"]
-    lines += [f"| {role} | {', '.join(names) or '-'} |" for role, names in roles.items()]
+    lines += [f"| {role} | {markdown_cell(', '.join(names)) or '-'} |" for role, names in roles.items()]
     lines += ["", f"Criterion `{spec.criterion}`: {CRITERIA[spec.criterion].summary}."]
     # an option a line: a long one would widen the page
     command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")

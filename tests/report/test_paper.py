@@ -18,7 +18,7 @@ def scored(*generators: str, seed: int = 0) -> dict[str, Scored]:
 
 
 def row(table: Table, name: str) -> dict[str, str]:
-    (found,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == name]
+    (found,) = [dict(zip(table.titles, row, strict=True)) for row in table.rows if row[0] == name]
     return found
 
 
@@ -61,10 +61,10 @@ def test_generators_are_matched_by_name(name: str, printed: str | None) -> None:
 def test_own_numbers_stand_above_the_papers_on_the_shared_generators() -> None:
     sets = scored("sd14", "biggan", "flux", "progan")
     ap, accuracy = paper_tables(["sd14"], [OwnHead("mine", [], sets)])
-    assert ap.columns == ["head", "sd14", "biggan", "progan", "mean"]
+    assert ap.titles == ["head", "sd14", "biggan", "progan", "mean"]
     assert "Table 1" in ap.caption
     assert "Table 2" in accuracy.caption
-    expected = [average_precision_score(sets[name].labels, sets[name].logits) for name in ap.columns[1:-1]]
+    expected = [average_precision_score(sets[name].labels, sets[name].logits) for name in ap.titles[1:-1]]
     assert [float(cell) for cell in ap.rows[0][1:]] == pytest.approx(
         [100 * value for value in (*expected, np.mean(expected))], abs=0.006
     )
@@ -111,7 +111,7 @@ def test_other_training_data_gets_no_reference() -> None:
 
 def test_a_set_of_one_class_is_left_out() -> None:
     sets = scored("sd14", "progan") | {"glide": Scored.of([1.0, 2.0], [1, 1])}
-    assert "glide" not in paper_tables(["sd14"], [OwnHead("mine", [], sets)])[0].columns
+    assert "glide" not in paper_tables(["sd14"], [OwnHead("mine", [], sets)])[0].titles
 
 
 def test_several_heads_stand_above_on_what_all_have_judged() -> None:
@@ -121,7 +121,7 @@ def test_several_heads_stand_above_on_what_all_have_judged() -> None:
     ]
     (ap, accuracy) = paper_tables(["progan"], heads)
     assert (ap.name, accuracy.name) == ("paper_table_3", "paper_table_4")
-    assert ap.columns == ["head", "cyclegan", "sd14", "mean"]
+    assert ap.titles == ["head", "cyclegan", "sd14", "mean"]
     assert [cells[0] for cells in ap.rows[:2]] == ["one", "two"]
     assert row(ap, "one")["cyclegan"].endswith("*")
     assert not row(ap, "two")["cyclegan"].endswith("*")
