@@ -28,8 +28,8 @@ another fingerprint of every feature store):
   Text and profiles of a PNG that unpack to more than Pillow takes are skipped, not unpacked.
 - **Animations** (GIF, WebP, APNG, AVIF, HEIF, MPO, several TIFF pages): the first frame.
 - **Damaged or truncated files are unreadable**, never padded with grey: grey tails are a cue. A file
-  that lacks only bytes behind its last pixel (PNG's end marker) is complete. What is not seen: a
-  progressive JPEG that was cut and then closed again with an end marker by other software.
+  that lacks only bytes behind its last pixel (PNG's end marker) is complete. For JPEG see
+  `causal_tune.images.jpeg`.
 - **Limits**: `files.MAX_BYTES`, and `MAX_PIXELS` checked in the header before anything is decoded. What a decoder
   does in spite of them, `causal_tune.images.isolated` contains.
 
@@ -54,10 +54,10 @@ from causal_tune.images.headers import (
     check_pixels,
     exceeds_text_limit,
     open_image,
-    truncated,
     unreadable,
     without_text,
 )
+from causal_tune.images.jpeg import load_jpeg
 from causal_tune.images.preprocessing import CROP_SIZE, Preprocessing
 
 __all__ = [
@@ -149,6 +149,9 @@ def decode_upright(data: bytes) -> Image.Image:
 def crop_image(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
     """The centre crop of a picture that Pillow has opened, in any mode: what `decode_crop` makes of its file.
 
+    Two things need the file itself: whether a JPEG holds all of its pixels, and the colour key of a PNG with 2, 4 or
+    three times 16 bits a pixel.
+
     >>> crop_image(Image.new("L", (300, 260))).shape
     (224, 224, 3)
     """
@@ -213,18 +216,44 @@ def _loaded(data: bytes) -> ImageFile.ImageFile:
     image = open_image(data)
     check_pixels(image)
     try:
+        if image.format in ("JPEG", "MPO"):
+            return load_jpeg(data)
         try:
             image.load()
         except ValueError as error:
             if image.format != "PNG" or not exceeds_text_limit(error):  # text behind the pixels
                 raise
-            image = open_image(without_text(data))
+            data = without_text(data)
+            image = open_image(data)
             image.load()
-        if image.format in ("JPEG", "MPO") and _ends_grey(image):
-            _check_grey_end(image, data)
+        if image.format == "PNG" and "transparency" in image.info:
+            _set_colour_key(image, data)
     except Exception as error:  # whatever a decoder raises on damaged data becomes the reason
         raise unreadable(image.format, data, error) from error
     return image
+
+
+def _set_colour_key(image: ImageFile.ImageFile, png: bytes) -> None:
+    """Make Pillow see the pixels of the colour key: it compares the key, in the file's bits, with 8-bit pixels."""
+    depth, key = png[24], image.info["transparency"]
+    if image.mode == "L":
+        largest = 2**depth - 1  # only the lowest bits of a key count
+        image.info["transparency"] = (key & largest) * 255 // largest
+    elif image.mode == "RGB" and depth == 8:
+        image.info["transparency"] = tuple(value & 255 for value in key)
+    elif image.mode == "RGB":  # of 16 bits, of which the high bytes are decoded
+        other = open_image(png)
+        other.tile = [other.tile[0]._replace(args="RGB;16L")]  # takes the low bytes
+        other.load()
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(other)
+        del image.info["transparency"]
+        image.putalpha(_opaque_but(values, key))
+
+
+def _opaque_but(values: npt.NDArray[np.uint16], key: object) -> Image.Image:
+    """Alpha that is 0 where the values, [h, w] or [h, w, 3], are the key and 255 elsewhere."""
+    is_key = (values == np.asarray(key)).reshape(*values.shape[:2], -1).all(axis=-1)
+    return Image.fromarray(np.where(is_key, 0, 255).astype(np.uint8))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -321,7 +350,10 @@ def _with_8_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float grey images as mode L; every other image as it is."""
     if image.mode.startswith("I;16"):
         # the high byte, which is also what Pillow keeps of 16-bit colour images
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        samples = np.asarray(image).astype(np.uint16)
+        high = Image.fromarray((samples >> 8).astype(np.uint8))
+        key = image.info.get("transparency")
+        return high if key is None else Image.merge("LA", (high, _opaque_but(samples, key)))
     if image.mode not in ("I", "F"):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -341,23 +373,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, with_alpha).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _ends_grey(image: Image.Image) -> bool:
-    """Whether the last 8 x 8 block is mid-grey throughout, as libjpeg fills what it could not read."""
-    width, height = image.size
-    corner = image.crop((max(width - 8, 0), max(height - 8, 0), width, height))
-    return corner.mode in ("L", "RGB") and set(corner.tobytes()) == {128}
-
-
-def _check_grey_end(image: Image.Image, data: bytes) -> None:
-    """Refuse a JPEG whose data end before its pixels although an end marker follows.
-
-    Bytes put in front of the end marker are skipped where the data are complete, and decoded into
-    other pixels where they are not. A photograph with a grey corner passes.
-    """
-    end = data.rfind(b"\xff\xd9")
-    longer = open_image(data[:end] + b"\x5a\x31\x0f" * 64 + data[end:])
-    longer.load()
-    if longer.tobytes() != image.tobytes():
-        raise truncated("JPEG", len(data))

@@ -26,11 +26,17 @@ def encode(image: Image.Image, format: str, **options: object) -> bytes:
 
 def png_16(values: np.ndarray) -> bytes:
     """A 16-bit PNG of [h, w, channels] values: Pillow cannot write 16-bit colour."""
-    height, width, channels = values.shape
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = png_header(width, height, depth=16, colour_type=colour_type)
-    return header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return png(values, depth=16, colour_type={1: 0, 2: 4, 3: 2, 4: 6}[values.shape[2]])
+
+
+def png(values: np.ndarray, depth: int, colour_type: int, before: bytes = b"") -> bytes:
+    """A PNG of [h, w, channels] values of `depth` bits, with chunks before its pixels; owes nothing to Pillow."""
+    height, width, _ = values.shape
+    bits = np.unpackbits(np.ascontiguousarray(values, ">u2").view(np.uint8).reshape(-1, 2), axis=1)
+    rows = np.packbits(bits[:, 16 - depth :].reshape(height, -1), axis=1)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    header = png_header(width, height, depth=depth, colour_type=colour_type)
+    return header + before + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
