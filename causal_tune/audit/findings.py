@@ -43,7 +43,7 @@ class Finding:
     severity: Literal["finding", "note"]
     """A finding makes results wrong and fails `--strict`; a note is good to know."""
     kind: str
-    """`leak`, `both_labels`, `near_leak`, `bias`, `one_class` or `unreadable` for findings; the notes are
+    """`leak`, `both_labels`, `near_leak`, `bias`, `one_class`, `imbalance` or `unreadable` for findings; the notes are
     `bias` (what does not reach the crop), `shared_reals`, `duplicates`, `near_duplicates`, `resized`,
     `too_few`, `skipped` and `not_checked`."""
     subject: str

@@ -39,6 +39,7 @@ _KINDS = {
     "both_labels": "Both labels",
     "bias": "Shortcut",
     "one_class": "One class",
+    "imbalance": "Imbalance",
     "unreadable": "Unreadable",
     "shared_reals": "Shared real images",
     "duplicates": "Copies",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from causal_tune.audit.findings import Audit, Count, Finding, ImageRef, Matches, Probe, are, listed
 from causal_tune.audit.matches import (
+    TRAINING,
     Examples,
     content_numbers,
     find_matches,
@@ -40,6 +41,12 @@ MAX_DISTANCE = 4
 
 MAX_COMPARED = 20_000
 """Contents above which features are not compared: n^2 products, seconds at this number."""
+
+IMBALANCED = 4
+"""Images of one class for each of the other from which on a training set is called imbalanced."""
+
+ENOUGH = 100
+"""Images of a class below which fewer of the other are no remedy."""
 
 _UNREADABLE_HEADER = "the file or its header cannot be read"
 
@@ -92,7 +99,8 @@ def audit_index(
     counts = _counts(index)
     unreadable, reasons = _unreadable(index, store, pixels)
     probes, bias = _probes(index, content, known)
-    found += [*bias, *_one_class(counts), *unreadable, *_skipped(index)]
+    imbalance = _imbalance(index, role, train_generators)
+    found += [*bias, *_one_class(counts), *imbalance, *unreadable, *_skipped(index)]
     return Audit(
         num_images=index.num_rows,
         train_generators=tuple(train_generators),
@@ -268,6 +276,33 @@ def _one_class(counts: Sequence[Count]) -> list[Finding]:
                     )
                 )
     return found
+
+
+def _imbalance(index: pa.Table, role: NDArray[np.int8], train_generators: Sequence[str]) -> list[Finding]:
+    """The training set, where one class has `IMBALANCED` times the images of the other or more."""
+    labels = index["label"].to_numpy()[role == TRAINING]
+    numbers = {"real": int((labels == 0).sum()), "generated": int((labels == 1).sum())}
+    rare, common = sorted(numbers, key=lambda name: numbers[name])
+    if not numbers[rare] or numbers[common] < IMBALANCED * numbers[rare]:
+        return []
+    of = f" of {listed(list(train_generators))}" if train_generators else ""
+    counted = f"{numbers['real']:,} real and {plural(numbers['generated'], 'generated image')}"
+    if numbers[rare] < ENOUGH:
+        remedy = f"Add {rare} images, to {ENOUGH} or more: {numbers[rare]:,} say little about others."
+    else:
+        remedy = f"Add {rare} images, or take fewer {common} ones: `causal-tune index ... --limit {numbers[rare]}`."
+    return [
+        Finding(
+            severity="finding",
+            kind="imbalance",
+            subject=train_generators[0] if len(train_generators) == 1 else "",
+            what=f"The training set{of} has {counted}, {numbers[common] / numbers[rare]:.0f} to 1. A head that counts "
+            f"every image alike tends to call all of them {common}.",
+            next_step=f"{remedy} Until then studies let either class count half, unless the search space sets "
+            "`class_balance` to none.",
+            num_images=len(labels),
+        )
+    ]
 
 
 def _unreadable(

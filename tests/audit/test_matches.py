@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
-from causal_tune.audit.findings import Audit
+from causal_tune.audit.findings import Audit, Finding
 from causal_tune.audit.matches import (
     JUDGED,
     TRAINING,
@@ -104,6 +104,47 @@ def test_a_generator_with_one_class_is_found() -> None:
     audit = audit_index(index_of([*SOUND, row("x", 1, "lonely")]))
     assert kinds(audit) == ["one_class"]
     assert "lonely has 1 generated image and no real one" in audit.findings[0].what
+
+
+def imbalances(rows: list[dict[str, object]], *train_generators: str) -> list[Finding]:
+    audit = audit_index(index_of(rows), train_generators=train_generators)
+    return [item for item in audit.findings if item.kind == "imbalance"]
+
+
+def numbered(num_real: int, num_generated: int, **place: str) -> list[dict[str, object]]:
+    """Rows that differ in content alone."""
+    return [row((place.get("generator"), n, 0), 0, **place) for n in range(num_real)] + [
+        row((place.get("generator"), n, 1), 1, **place) for n in range(num_generated)
+    ]
+
+
+def test_an_imbalanced_training_set_is_found_with_its_counts_and_what_removes_it() -> None:
+    rows = numbered(61, 6, generator="mine") + numbered(40, 2, generator="far")
+    (found,) = imbalances(rows, "mine")
+    assert (found.severity, found.subject, found.num_images) == ("finding", "mine", 67)
+    assert "The training set of mine has 61 real and 6 generated images, 10 to 1." in found.what
+    assert "call all of them real" in found.what
+    assert "Add generated images, to 100 or more: 6 say little" in found.next_step
+    assert "--limit" not in found.next_step
+    (many,) = imbalances(numbered(120, 600, split="train"))
+    assert "120 real and 600 generated images, 5 to 1" in many.what
+    assert "`causal-tune index ... --limit 120`" in many.next_step
+
+
+@pytest.mark.parametrize(
+    ("rows", "train_generators"),
+    [
+        (numbered(39, 10, generator="mine"), ["mine"]),  # fewer than four to one
+        (
+            numbered(61, 6, generator="mine") + numbered(20, 20, generator="other"),
+            ["other"],
+        ),  # it only judges
+        (numbered(61, 6), []),  # what trains is not known
+        (numbered(5, 0, generator="mine"), ["mine"]),  # one class, which is another finding
+    ],
+)
+def test_what_is_no_imbalanced_training_set(rows, train_generators) -> None:
+    assert imbalances(rows, *train_generators) == []
 
 
 def test_an_unknown_training_generator_is_an_error() -> None:
