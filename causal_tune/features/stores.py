@@ -16,7 +16,16 @@ from causal_tune.features.store import FeatureStore, StoreSpec, finish_store, sh
 from causal_tune.images.index import index_sha256, read_index
 from causal_tune.lock import owned
 
-__all__ = ["Leftover", "StoreSummary", "index_of_store", "leftovers", "list_stores", "merge_stores", "remove"]
+__all__ = [
+    "Leftover",
+    "StoreSummary",
+    "index_file_of_store",
+    "index_of_store",
+    "leftovers",
+    "list_stores",
+    "merge_stores",
+    "remove",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +47,12 @@ def index_of_store(store: FeatureStore, index: Path | None = None) -> pa.Table |
 
     `StoreError` where `index` lists other images.
     """
+    found = index_file_of_store(store, index)
+    return found[1] if found else None
+
+
+def index_file_of_store(store: FeatureStore, index: Path | None = None) -> tuple[Path, pa.Table] | None:
+    """`index_of_store`, with the file that it is in."""
     wanted = store.description["index_sha256"]
     for path in (index,) if index else sorted((store.path.parent.parent / "index").glob("*.parquet")):
         try:
@@ -47,7 +62,7 @@ def index_of_store(store: FeatureStore, index: Path | None = None) -> pa.Table |
                 raise
             continue
         if index_sha256(table) == wanted:
-            return table
+            return path, table
     if index:
         raise StoreError(
             f"The index {index} lists other images than the store {store.path} was made from. Give the one that "

@@ -1,6 +1,8 @@
 """A study in MLflow: one parent run, one nested run a trial. The only package that knows mlflow."""
 
+from causal_tune.tracking.connection import quieten_mlflow
 from causal_tune.tracking.content import Figures
-from causal_tune.tracking.tracker import EXPERIMENT, Tracker, default_uri, quieten_mlflow
+from causal_tune.tracking.place import default_uri
+from causal_tune.tracking.tracker import EXPERIMENT, Tracker
 
 __all__ = ["EXPERIMENT", "Figures", "Tracker", "default_uri", "quieten_mlflow"]

@@ -1,27 +1,42 @@
 """What MLflow is told of a trial and of a study: names, tags, metrics, and a page in Markdown."""
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from causal_tune.errors import CausalTuneError
+from causal_tune.features import FeatureStore
+from causal_tune.features.stores import index_file_of_store
+from causal_tune.heads import reads
 from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, score
 from causal_tune.study.spec import StudySpec
-from causal_tune.wording import markdown_cell
+from causal_tune.tracking.names import part
+from causal_tune.wording import inline_markdown, markdown_cell
 
 __all__ = [
+    "BEST_SO_FAR",
     "FIGURES",
     "Figures",
+    "dataset_name",
     "gallery",
     "gallery_of",
     "metrics_of",
     "run_name",
     "study_page",
+    "study_params",
+    "trial_params",
     "version_tags",
 ]
+
+BEST_SO_FAR = "best_so_far"
+"""The folder of the parent run's metrics that have a step a trial."""
+EPOCHS = "Epochs"
+"""The folder of a trial's curves. MLflow shows folders in the order of their characters, where capitals are first: the
+curves stand before all that is one point."""
 
 FIGURES = "figures"
 """The folder of a run's artifacts that holds them."""
@@ -29,6 +44,9 @@ FIGURES = "figures"
 _COMMIT = "mlflow.source.git.commit"
 _GALLERY = "\n\n### Figures\n\n"
 _MAX_PAGE = 8000  # letters that MLflow takes
+_MAX_PARAM = 6000
+_MAX_NAME = 500
+_GENERATOR_AP = "generator_ap/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +64,39 @@ def run_name(record: TrialRecord) -> str:
     return f"{record.number:03d} {record.config.get('head')} {record.config.get('layer', '')}".rstrip()
 
 
+def trial_params(record: TrialRecord) -> dict[str, str]:
+    """What a trial's head reads of its configuration; options that are off are left out."""
+    head = str(record.config.get("head"))
+    return {key: str(value) for key, value in record.config.items() if value is not None and reads(head, key)}
+
+
+def study_params(spec: StudySpec) -> dict[str, str]:
+    """What a study was asked, as plain text; its search space is too long for MLflow."""
+    values = {key: value for key, value in spec.to_json().items() if key not in ("space", "versions")}
+    return {f"study.{key}": _text(value)[:_MAX_PARAM] for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}={_text(one)}" for key, one in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def dataset_name(store_path: Path) -> str:
+    """What a feature store is called among others: its index, encoder and size; its folder where it is away."""
+    try:
+        store = FeatureStore(store_path)
+        of = index_file_of_store(store)
+    except CausalTuneError:
+        return store_path.name
+    index = f"{of[0].stem}, " if of else ""
+    return (
+        f"{index}{store.description['encoder'].get('name', '')}, {store.description['num_stored']:,} images"[
+            :_MAX_NAME
+        ]
+    )
+
+
 def version_tags(versions: Mapping[str, str]) -> dict[str, str]:
     """What made a number, under the names that MLflow's pages know: the commit and the versions of libraries."""
     libraries = {name: version for name, version in versions.items() if name != "commit"}
@@ -53,13 +104,15 @@ def version_tags(versions: Mapping[str, str]) -> dict[str, str]:
     return tags | ({_COMMIT: versions["commit"]} if "commit" in versions else {})
 
 
-def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", figures: str = "") -> str:
+def study_page(
+    spec: StudySpec, best: TrialRecord | None, best_run: str = "", figures: str = "", *, verdict: str = ""
+) -> str:
     """The parent run's page, in Markdown: the winner, the question, the roles, the criterion, the command, the figures.
 
     MLflow folds all but the first lines, so the winner is among these. `best_run` is the winner's page, `figures` a
-    `gallery`.
+    `gallery`, `verdict` what `causal-tune finalists` found.
     """
-    lines = []
+    lines = [f"**Finalists: {inline_markdown(verdict)}**", ""] if verdict else []
     if best is not None:
         value = score(best, spec.criterion, spec.roles)
         test = score(best, "oracle", spec.roles) if spec.test_generators else None
@@ -69,8 +122,8 @@ def study_page(spec: StudySpec, best: TrialRecord | None, best_run: str = "", fi
         lines += [
             f"**Best of the search: {named}** ({best.config['head']}, layer "
             f"`{best.config.get('layer', 'proj')}`), "
-            f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}. "
-            f"`causal-tune finalists {spec.name}` says how sure that is.",
+            f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}."
+            + ("" if verdict else f" `causal-tune finalists {spec.name}` says how sure that is."),
             "",
             settings + ".",
             "",
@@ -121,7 +174,9 @@ def metrics_of(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Ite
         for epoch in record.epochs:
             step = int(epoch["epoch"])
             yield from (
-                (name, value, step) for name, value in _numbers(epoch) if name not in ("epoch", "kept")
+                (_epoch_name(name), value, step)
+                for name, value in _numbers(epoch)
+                if name not in ("epoch", "kept")
             )
     if not record.finished:
         return
@@ -134,17 +189,17 @@ def metrics_of(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Ite
         folder = folders.get(generator, "other")
         for name, value in _numbers(metrics):
             if name in ("ap", "accuracy", "accuracy_val_threshold", "loss"):
-                yield f"{folder}/{_plain(generator)}/{name}", value, best_epoch
-    # `validation/` and `mask/` are curves, whose last point is not the kept epoch's
+                yield f"{folder}/{part(generator)}/{name}", value, best_epoch
+    # the last point of the curves is not the kept epoch's
     for name, value in _numbers(record.validation):
         if name in ("ap", "accuracy", "loss"):
             yield f"best_validation/{name}", value, best_epoch
     for view, metrics in record.perturbed.items():
         for name, value in _numbers(metrics):
             if name in ("ap", "accuracy"):
-                yield f"perturbed_validation/{_plain(view)}/{name}", value, best_epoch
+                yield f"perturbed_validation/{part(view)}/{name}", value, best_epoch
     for name, value in _numbers(record.mask or {}):
-        yield f"best_mask/{name}", value, best_epoch
+        yield f"best_mask/{part(name)}", value, best_epoch
     for name, criterion in CRITERIA.items():
         if criterion.skips_collapsed:
             continue  # the same number as the plain criterion, or none
@@ -153,15 +208,16 @@ def metrics_of(record: TrialRecord, roles: Roles, *, epochs: bool = True) -> Ite
             yield f"criterion/{name}", judged, best_epoch
     yield "best_epoch", float(best_epoch), best_epoch
     yield "steps", float(record.steps), best_epoch
-    yield from ((f"time/{name}", value, best_epoch) for name, value in _numbers(record.timings))
+    yield from ((f"time/{part(name)}", value, best_epoch) for name, value in _numbers(record.timings))
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, bool | int | float) and math.isfinite(value):
-            yield _plain(name, keep="/"), float(value)
+            yield name, float(value)
 
 
-def _plain(name: str, keep: str = "") -> str:
-    # MLflow takes letters, digits and a few signs; a slash would open a folder
-    return re.sub(rf"[^\w. {keep}-]", "_", name)
+def _epoch_name(name: str) -> str:
+    if name.startswith(_GENERATOR_AP):  # whose name may hold slashes
+        return f"{EPOCHS}/{_GENERATOR_AP}{part(name.removeprefix(_GENERATOR_AP))}"
+    return f"{EPOCHS}/{'/'.join(map(part, name.split('/')))}"

@@ -6,35 +6,37 @@ time (`Tracker.sync`).
 """
 
 import json
-import logging
-import os
-import shutil
-import sys
-import urllib.error
-import urllib.request
+import shlex
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from causal_tune.errors import TrackingError
 from causal_tune.ledger import TrialRecord
-from causal_tune.selection import Roles, rank
+from causal_tune.selection import Roles, plain, rank, score
 from causal_tune.study.spec import StudySpec
+from causal_tune.tracking.connection import connect, words_of
 from causal_tune.tracking.content import (
+    BEST_SO_FAR,
     FIGURES,
     Figures,
+    dataset_name,
     gallery,
     gallery_of,
     metrics_of,
     run_name,
     study_page,
+    study_params,
+    trial_params,
     version_tags,
 )
 from causal_tune.tracking.machine import Machine
+from causal_tune.tracking.place import database_path, is_server, mlflow_command, redacted, without_login
 
-__all__ = ["EXPERIMENT", "Tracker", "default_uri", "quieten_mlflow"]
+__all__ = ["EXPERIMENT", "Tracker"]
 
 EXPERIMENT = "causal-tune"
 
@@ -49,17 +51,10 @@ _FIGURES_OF = "causal_tune.figures_of"
 _REGISTERED = "causal_tune.kind"
 _CHAMPION = "champion"
 
-_PROBE_TIMEOUT_S = 5
+_INCOMPLETE = "causal_tune.incomplete"
+"""Tag of a trial that MLflow refused in part: its run has ended, and is completed by the next `Tracker.sync`."""
+
 _MAX_METRICS, _MAX_PARAMS = 900, 100  # a request holds 1,000 entries, of which 100 params
-
-
-def default_uri(workspace: Path | str) -> str:
-    """Where a workspace keeps its runs: `sqlite:///<workspace>/mlflow.db`.
-
-    >>> default_uri("/data/runs")
-    'sqlite:////data/runs/mlflow.db'
-    """
-    return f"sqlite:///{Path(workspace).absolute() / 'mlflow.db'}"
 
 
 class Tracker:
@@ -67,7 +62,8 @@ class Tracker:
 
     Call `start` before the others; it calls `connect` if that was not done. Every method raises `TrackingError` where
     MLflow refuses or cannot be reached; no trial is lost by that, since `sync` delivers from the ledger. `draw` gives
-    the study's figures once it has ended, or None where they would be those whose `Figures.of` it is given.
+    the study's figures once it has ended, or None where they would be those whose `Figures.of` it is given; `verdict`
+    what is known beyond the search, a sentence for its page.
     """
 
     def __init__(
@@ -77,30 +73,34 @@ class Tracker:
         spec: StudySpec,
         *,
         draw: Callable[[str], Figures | None] | None = None,
+        verdict: Callable[[], str] | None = None,
     ) -> None:
         self.uri = uri
         self.experiment = experiment
         self.spec = spec
         self.draw = draw
+        self.verdict = verdict
         self.parent_run_id = ""
         self.experiment_id = ""
         self._client: Any = None
         self._runs: dict[str, tuple[str, bool]] = {}  # trial id -> run id, whether it is complete
-        self._began_ms = self._ended_ms = 0
+        self._incomplete: set[str] = set()  # ids of runs with the tag
+        self._records: dict[
+            str, TrialRecord
+        ] = {}  # those that were given to `log_trial`, in the order of their ends
+        self._best: tuple[TrialRecord, float] | None = None
+        self._progress: list[Any] = []  # metrics of the best so far, in that order
+        self._refusal: TrackingError | None = None  # the first trial that MLflow does not take
+        self._began_ms = 0
         self._gallery, self._figures_of = "", ""
         self._machine = Machine()
 
     def connect(self) -> None:
         """Load MLflow, and reach the server or make the database; nothing of the study is written.
 
-        A server that does not answer is told within about ten seconds.
+        What does not answer is told within about ten seconds.
         """
-        if self.uri.startswith(("http://", "https://")):
-            self._probe()
-        elif self._database is not None:
-            with self._refusals():
-                self._database.parent.mkdir(parents=True, exist_ok=True)
-        self._client = _connect(self.uri)
+        self._client = connect(self.uri)
 
     def start(self) -> None:
         """Find or create the experiment and the study's parent run, and learn what is delivered."""
@@ -109,44 +109,33 @@ class Tracker:
         with self._refusals():
             self.experiment_id = self._find_experiment()
             self.parent_run_id = self._find_parent()
-            self._client.log_inputs(self.parent_run_id, datasets=[self._dataset()])
             for run in self._search(f"tags.`{_PARENT}` = '{self.parent_run_id}'"):
                 if _TRIAL in run.data.tags:
-                    self._runs[run.data.tags[_TRIAL]] = (run.info.run_id, run.info.status != "RUNNING")
+                    run_id = run.info.run_id
+                    self._incomplete |= {run_id} if _INCOMPLETE in run.data.tags else set()
+                    is_complete = run.info.status != "RUNNING" and run_id not in self._incomplete
+                    self._runs[run.data.tags[_TRIAL]] = (run_id, is_complete)
 
     def log_trial(self, record: TrialRecord, roles: Roles) -> None:
-        """Deliver a trial, unless it is delivered already."""
-        run_id, complete = self._runs.get(record.id, ("", False))
-        ended_ms = int(record.ended_at * 1000)
-        self._ended_ms = max(self._ended_ms, ended_ms)
-        if complete:
-            return
-        from mlflow.entities import Metric, Param
+        """Deliver a trial, unless it is delivered already.
 
-        began_ms = ended_ms - int(1000 * record.timings.get("trial_s", 0.0))
-        metrics = [
-            Metric(name, value, ended_ms, step)  # a fixed time: the same metric twice is one metric
-            for name, value, step in metrics_of(record, roles)
-        ]
-        # MLflow's comparison opens with the first that there is
-        metrics.sort(key=lambda metric: metric.key != f"criterion/{self.spec.criterion}")
-        params = [Param(key, str(value)) for key, value in sorted(record.config.items())]
+        One that MLflow does not take is ended there as incomplete, and `finish` raises the reason; the others go on.
+        """
+        run_id, is_complete = self._runs.get(record.id, ("", False))
+        new_points = [] if record.id in self._records else self._advance(record)
+        if is_complete:
+            return
         with self._refusals():
             if not run_id:
-                run = self._client.create_run(
-                    self.experiment_id,
-                    start_time=began_ms,
-                    run_name=run_name(record),
-                    tags={_PARENT: self.parent_run_id, _TRIAL: record.id, **self._trial_tags(record)},
-                )
-                run_id = run.info.run_id
+                run_id = self._create_run(record)
                 self._runs[record.id] = (run_id, False)
-            first = metrics[: _MAX_METRICS - len(params)]
-            self._client.log_batch(run_id, metrics=first, params=params[:_MAX_PARAMS])
-            self._log(run_id, metrics[len(first) :])
-            status = {"finished": "FINISHED", "failed": "FAILED"}.get(record.state, "KILLED")
-            self._client.set_terminated(run_id, status=status, end_time=ended_ms)
+            try:
+                self._write_trial(run_id, record, roles)
+            except Exception as error:  # noqa: BLE001  raised again where it is MLflow that is away
+                self._close_incomplete(run_id, record, error)
+                return
             self._runs[record.id] = (run_id, True)
+            self._log(self.parent_run_id, new_points)
             self._log_machine()
 
     def watched(self) -> AbstractContextManager[None]:
@@ -155,10 +144,14 @@ class Tracker:
 
     def sync(self, records: Iterable[TrialRecord]) -> int:
         """Deliver the trials that MLflow lacks; how many those were."""
+        if not self.parent_run_id:  # `start` failed
+            self.start()
         num_delivered = 0
-        for record in records:
-            num_delivered += not self._runs.get(record.id, ("", False))[1]
+        self._refusal = None  # those are tried again
+        for record in sorted(records, key=lambda one: (one.ended_at, one.number)):
+            was_complete = self._is_complete(record)
             self.log_trial(record, self.spec.roles)
+            num_delivered += self._is_complete(record) and not was_complete
         return num_delivered
 
     def deliver(self, records: Sequence[TrialRecord]) -> int:
@@ -170,38 +163,46 @@ class Tracker:
         return num_delivered
 
     def finish(self, best: TrialRecord | None) -> None:
-        """End the parent run, with the winner's hyperparameters and metrics on it, and the study's figures."""
-        from mlflow.entities import Metric
-
-        tags: dict[str, str] = {}
-        best_run = ""
-        with self._refusals():
-            if best is not None:
-                ended_ms = int(best.ended_at * 1000)
-                run_id = self._runs[best.id][0]
-                best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}"
-                tags |= {"causal_tune.best_trial": best.id, "causal_tune.best_run": run_id}
-                for key in sorted(self.spec.space["distributions"]):
-                    tags[f"best.{key}"] = str(best.config[key])
-                self._log(
-                    self.parent_run_id,
-                    [
-                        Metric(f"best/{name}", value, ended_ms, best.number)
-                        for name, value, step in metrics_of(best, self.spec.roles, epochs=False)
-                    ],
-                )
-            self._tag_parent({**tags, _PAGE: study_page(self.spec, best, best_run, self._gallery)})
-            self._log_machine()
-            # not when it was delivered, which may be days later
-            self._client.set_terminated(self.parent_run_id, end_time=max(self._began_ms, self._ended_ms))
+        """End the parent run, with the winner's settings on it, the best over trials, and the study's figures."""
+        best_run = self._end(best, "FINISHED")
         figures = self.draw(self._figures_of) if self.draw and best is not None else None
         if figures is not None:
-            with self._refusals(Exception):  # a store of artifacts raises what its own library does
+            with self._refusals():
                 for name, (_, svg) in figures.drawn.items():
                     self._client.log_text(self.parent_run_id, svg, f"{FIGURES}/{name}.svg")
                 self._gallery, self._figures_of = gallery(self.parent_run_id, figures), figures.of
-                page = study_page(self.spec, best, best_run, self._gallery)
-                self._tag_parent({_PAGE: page, _FIGURES_OF: figures.of})
+                self._tag_parent({_PAGE: self._page(best, best_run), _FIGURES_OF: figures.of})
+        if self._refusal:
+            raise self._refusal
+
+    def stop(self) -> None:
+        """End the parent run of a study that was interrupted, and may be continued."""
+        ranked = rank(self._records.values(), self.spec.criterion, self.spec.roles)
+        self._end(ranked[0][0] if ranked else None, "KILLED")
+
+    def _end(self, best: TrialRecord | None, status: str) -> str:
+        """Everything of the parent run but its figures; the address of the winner's run."""
+        tags: dict[str, str] = {}
+        best_run = ""
+        with self._refusals():
+            if best is not None and best.id in self._runs:
+                run_id = self._runs[best.id][0]
+                best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}"
+                tags |= {"causal_tune.best_trial": best.id, "causal_tune.best_run": run_id}
+                for key, value in self.spec.search_space().settings_of(best.config).items():
+                    tags[f"best.{key}"] = str(value)
+            self._tag_parent({**tags, _PAGE: self._page(best, best_run)})
+            self._log_missing_progress()
+            self._log_machine()
+            # not when it was delivered, which may be days later
+            ended_ms = max([self._began_ms, *(_ms(record.ended_at) for record in self._records.values())])
+            self._client.set_terminated(self.parent_run_id, status=status, end_time=ended_ms)
+        return best_run
+
+    def _page(self, best: TrialRecord | None, best_run: str) -> str:
+        return study_page(
+            self.spec, best, best_run, self._gallery, verdict=self.verdict() if self.verdict and best else ""
+        )
 
     def check_registrable(self, name: str) -> bool:
         """Whether the registered model `name` is there already; `TrackingError` where something else made it."""
@@ -216,7 +217,7 @@ class Tracker:
                 return False
         if _REGISTERED not in found.tags:
             raise TrackingError(
-                f"{self.uri} has a registered model {name!r} that is not a detector of causal-tune. Give "
+                f"{redacted(self.uri)} has a registered model {name!r} that is not a detector of causal-tune. Give "
                 "--register another name."
             )
         return True
@@ -252,19 +253,71 @@ class Tracker:
         return str(version)
 
     def ui_command(self) -> str:
-        """What to type to see the runs, and the page that they are on."""
-        if self._database is None:
-            return f"open {self.uri.rstrip('/')}/{self.ui_path()}"
-        program = "mlflow" if shutil.which("mlflow") else f"{sys.executable} -m mlflow"
-        return f"{program} ui --backend-store-uri {self.uri}  # http://127.0.0.1:5000/{self.ui_path()}"
+        """What to type to see the runs, and the page that they are on; of a server only that page."""
+        if is_server(self.uri):
+            return f"{without_login(self.uri)}/{self.ui_path()}"
+        command = mlflow_command("ui", "--backend-store-uri", self.uri)
+        return f"{command}  # http://127.0.0.1:5000/{self.ui_path()}"
 
     def ui_path(self) -> str:
-        """The part of the address, after the server's, of the table of this study's runs."""
-        return f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+        """The part of the address, after the server's, of the table of this study's trials, best first."""
+        if not self.parent_run_id:
+            return "#/experiments"
+        shown = {
+            "workflowType": "machine_learning",
+            "searchFilter": f"tags.`{_PARENT}` = '{self.parent_run_id}'",
+            "orderByKey": f"metrics.`criterion/{plain(self.spec.criterion)}`",
+            "orderByAsc": "false",
+        }
+        if plain(self.spec.criterion) != self.spec.criterion:  # collapsed trials have no score
+            shown["searchFilter"] += " AND tags.causal_tune.collapsed = 'no'"
+        return f"#/experiments/{self.experiment_id}/runs?{urlencode(shown, quote_via=quote)}"
 
-    @property
-    def _database(self) -> Path | None:
-        return Path(self.uri.removeprefix("sqlite:///")) if self.uri.startswith("sqlite:///") else None
+    def _is_complete(self, record: TrialRecord) -> bool:
+        return self._runs.get(record.id, ("", False))[1]
+
+    def _close_incomplete(self, run_id: str, record: TrialRecord, error: Exception) -> None:
+        """End the run of a trial that was not taken; `error` where that is not taken either."""
+        try:
+            self._client.set_tag(run_id, _INCOMPLETE, words_of(error))
+            self._client.set_terminated(run_id, status="FAILED", end_time=_ms(record.ended_at))
+        except Exception:  # noqa: BLE001  the first one says more
+            raise error from None
+        self._incomplete.add(run_id)
+        self._refusal = self._refusal or TrackingError(
+            f"MLflow at {redacted(self.uri)} does not take trial {record.number} of {self.spec.name!r}: "
+            f"{words_of(error)}. It stands there without what was refused."
+        )
+
+    def _create_run(self, record: TrialRecord) -> str:
+        ended_ms = _ms(record.ended_at)
+        run = self._client.create_run(
+            self.experiment_id,
+            start_time=ended_ms - int(1000 * record.timings.get("trial_s", 0.0)),
+            run_name=run_name(record),
+            tags={_PARENT: self.parent_run_id, _TRIAL: record.id, **self._trial_tags(record)},
+        )
+        return str(run.info.run_id)
+
+    def _write_trial(self, run_id: str, record: TrialRecord, roles: Roles) -> None:
+        from mlflow.entities import Metric, Param
+
+        ended_ms = _ms(record.ended_at)
+        metrics = [
+            Metric(name, value, ended_ms, step)  # a fixed time: the same metric twice is one metric
+            for name, value, step in metrics_of(record, roles)
+        ]
+        # MLflow's comparison opens with the first that there is
+        metrics.sort(key=lambda metric: metric.key != f"criterion/{plain(self.spec.criterion)}")
+        params = [Param(key, value) for key, value in sorted(trial_params(record).items())]
+        first = metrics[: _MAX_METRICS - len(params)]
+        self._client.log_batch(run_id, metrics=first, params=params[:_MAX_PARAMS])
+        self._log(run_id, metrics[len(first) :])
+        if run_id in self._incomplete:
+            self._client.delete_tag(run_id, _INCOMPLETE)
+            self._incomplete.remove(run_id)
+        status = {"finished": "FINISHED", "failed": "FAILED"}.get(record.state, "KILLED")
+        self._client.set_terminated(run_id, status=status, end_time=ended_ms)
 
     def _trial_tags(self, record: TrialRecord) -> dict[str, str]:
         tags = {
@@ -282,33 +335,53 @@ class Tracker:
             tags["checkpoint_sha256"] = record.checkpoint_sha256
         return {f"causal_tune.{key}": value for key, value in tags.items()} | version_tags(record.versions)
 
+    def _advance(self, record: TrialRecord) -> list[Any]:
+        """The best so far after one more trial: its metrics on the parent run, a step a trial."""
+        from mlflow.entities import Metric
+
+        self._records[record.id] = record
+        value = score(record, self.spec.criterion, self.spec.roles)
+        if value is not None and (self._best is None or value > self._best[1]):
+            self._best = record, value
+        points = []
+        if self._best is not None:
+            test = score(self._best[0], "oracle", self.spec.roles)
+            for name, best in ((plain(self.spec.criterion), self._best[1]), ("test", test)):
+                if best is not None:
+                    points.append(
+                        Metric(f"{BEST_SO_FAR}/{name}", best, _ms(record.ended_at), len(self._records))
+                    )
+        self._progress += points
+        return points
+
+    def _log_missing_progress(self) -> None:
+        """Of studies that were made before there was any, and of trials whose delivery failed."""
+        names = {point.key for point in self._progress}
+        there = {
+            (name, point.step)
+            for name in names
+            for point in self._client.get_metric_history(self.parent_run_id, name)
+        }
+        self._log(
+            self.parent_run_id, [point for point in self._progress if (point.key, point.step) not in there]
+        )
+
     def _dataset(self) -> Any:
         """The feature store as MLflow's dataset: its fingerprint is the digest."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         store = Path(self.spec.store_path)
         source = json.dumps({"uri": str(store)})
-        dataset = Dataset(store.name, self.spec.store_fingerprint, "local", source)
+        dataset = Dataset(dataset_name(store), self.spec.store_fingerprint, "local", source)
         return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-    def _probe(self) -> None:
-        # Left to itself the client retries a dead address for four minutes.
-        try:
-            urllib.request.urlopen(self.uri.rstrip("/") + "/health", timeout=_PROBE_TIMEOUT_S).close()
-        except urllib.error.HTTPError:
-            pass  # it answers; whether it lets us in is told by the first real request
-        except (OSError, ValueError) as error:
-            raise TrackingError(
-                f"No MLflow server answers at {self.uri}: {error}. Start it, correct --tracking-uri, or "
-                "leave that option out to keep the runs in the workspace."
-            ) from error
 
     def _find_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
-            artifacts = (self._database.parent / "mlartifacts").as_uri() if self._database else None
+            database = database_path(self.uri)
+            artifacts = (database.absolute().parent / "mlartifacts").as_uri() if database else None
             try:
                 return str(
                     self._client.create_experiment(
@@ -320,9 +393,10 @@ class Tracker:
                     raise
                 found = self._client.get_experiment_by_name(self.experiment)  # another driver was faster
         if found.lifecycle_stage != "active":
+            restore = mlflow_command("experiments", "restore", "--experiment-id", found.experiment_id)
             raise TrackingError(
-                f"The MLflow experiment {self.experiment!r} at {self.uri} is deleted. Restore it with "
-                f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or name another one."
+                f"The MLflow experiment {self.experiment!r} at {redacted(self.uri)} is deleted. Restore it with "
+                f"`MLFLOW_TRACKING_URI={shlex.quote(redacted(self.uri))} {restore}`."
             )
         for key, value in _EXPERIMENT_KIND.items():
             if key not in found.tags:
@@ -336,6 +410,8 @@ class Tracker:
             self._gallery = gallery_of(run.data.tags.get(_PAGE, ""))
             self._figures_of = run.data.tags.get(_FIGURES_OF, "")
             self._began_ms = run.info.start_time
+            if not run.inputs.dataset_inputs:
+                self._client.log_inputs(run.info.run_id, datasets=[self._dataset()])
             return str(run.info.run_id)
         from mlflow.entities import Param
 
@@ -349,10 +425,9 @@ class Tracker:
         }
         run = self._client.create_run(self.experiment_id, run_name=self.spec.name, tags=tags)
         self._began_ms = run.info.start_time
-        told_otherwise = ("space", "versions")  # the one too long, the other a tag
-        spec = {key: value for key, value in self.spec.to_json().items() if key not in told_otherwise}
-        params = [Param(f"study.{key}", str(value)) for key, value in sorted(spec.items())]
+        params = [Param(key, value) for key, value in sorted(study_params(self.spec).items())]
         self._client.log_batch(run.info.run_id, params=params)
+        self._client.log_inputs(run.info.run_id, datasets=[self._dataset()])
         return str(run.info.run_id)
 
     def _log(self, run_id: str, metrics: Sequence[Any]) -> None:
@@ -388,39 +463,17 @@ class Tracker:
                 return
 
     @contextmanager
-    def _refusals(self, *others: type[Exception]) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-
+    def _refusals(self) -> Iterator[None]:
+        # MLflow's stores of runs and of artifacts raise what their own libraries do, too
         try:
             yield
-        except (MlflowException, OSError, *others) as error:
-            words = " ".join(str(error).split())[:400]
+        except TrackingError:
+            raise
+        except Exception as error:
             raise TrackingError(
-                f"MLflow at {self.uri} did not take the study {self.spec.name!r}: {words}. Mend the server "
-                "or --tracking-uri and run the same command again: it delivers what is missing."
+                f"MLflow at {redacted(self.uri)} did not take the study {self.spec.name!r}: {words_of(error)}."
             ) from error
 
 
-def quieten_mlflow() -> None:
-    """Before mlflow is imported: it reports its use to its makers, and draws bars where the command tells itself."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-
-def _connect(uri: str) -> Any:
-    quieten_mlflow()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # it waits minutes for dead servers
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    for name in ("alembic", "mlflow.store.db.utils"):  # a screen of migrations at the first use
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return MlflowClient(tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"{uri!r} cannot be used for tracking: {' '.join(str(error).split())[:400]}. Use "
-            "sqlite:///PATH or the address of a server."
-        ) from error
+def _ms(seconds: float) -> int:
+    return int(1000 * seconds)

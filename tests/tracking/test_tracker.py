@@ -3,6 +3,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import mlflow
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from causal_tune.cli import main
 from causal_tune.errors import TrackingError
 from causal_tune.tracking import Figures, Tracker, default_uri
+from causal_tune.tracking.place import database_path
 from tests.tracking.server import mlflow_server
 from tests.tracking.studies import ROLES, make_record, make_spec
 
@@ -62,13 +64,30 @@ def test_a_trial_is_a_nested_run_with_params_curves_and_results(tracker):
     assert run.data.tags["causal_tune.store_fingerprint"] == "f00d"
     assert {"lambda1", "lambda2", "alpha", "beta", "tau", "p"} <= run.data.params.keys()
     assert run.data.params["lambda1"] == "0.0001"
-    assert run.data.metrics["val_generators/cycle gan_/ap"] == 0.63
+    assert run.data.metrics["val_generators/cycle gan_x2b_/ap"] == 0.63
     assert run.data.metrics["test/progan/accuracy"] == 0.75
     assert run.data.metrics["best_validation/ap"] == 0.9
     assert run.data.metrics["criterion/val_generators"] == 0.63
-    curve = tracker._client.get_metric_history(run.info.run_id, "validation/ap")
+    curve = tracker._client.get_metric_history(run.info.run_id, "Epochs/validation/ap")
     assert [(point.step, point.value) for point in curve] == [(1, 0.501), (2, 0.502), (3, 0.503)]
     assert (run.info.start_time, run.info.end_time) == (1_700_000_001_000, 1_700_000_003_000)
+
+
+def test_params_are_those_that_the_head_reads(tracker):
+    causal, svm = (
+        make_record(place, config={**make_record(place).config, "head": head})
+        for place, head in enumerate(("causal", "svm"))
+    )
+    tracker.sync([causal, svm])
+    params = {key: run.data.params for key, run in runs_of(tracker).items()}
+    assert "svm_c" not in params[causal.id]
+    assert "mlp_width" not in params[causal.id]
+    assert "tau_end" not in params[causal.id]  # off
+    assert params[svm.id]["svm_c"] == "1.0"
+    assert not {"lambda1", "alpha", "mask_scope", "shots"} & params[svm.id].keys()
+    assert len(params[svm.id]) < 15
+    assert params[""]["study.val_generators"] == "cycle gan+"
+    assert params[""]["study.degraded_views"] == ""
 
 
 def test_a_failed_trial_is_a_failed_run_with_its_reason(tracker):
@@ -116,14 +135,14 @@ def test_a_run_that_was_begun_and_not_ended_is_completed_once(tracker, database,
     again.start()
     assert again.sync([record]) == 1
     assert runs_of(again)[record.id].info.status == "FINISHED"
-    assert len(again._client.get_metric_history(run_id, "validation/ap")) == 3
+    assert len(again._client.get_metric_history(run_id, "Epochs/validation/ap")) == 3
 
 
 def test_more_metrics_than_a_request_may_hold_all_arrive(tracker):
     record = make_record(6, num_epochs=700)
     tracker.log_trial(record, ROLES)
     run = runs_of(tracker)[record.id]
-    assert len(tracker._client.get_metric_history(run.info.run_id, "loss/total")) == 700
+    assert len(tracker._client.get_metric_history(run.info.run_id, "Epochs/loss/total")) == 700
     assert run.data.metrics["test/progan/ap"] == 0.4
 
 
@@ -135,7 +154,43 @@ def test_the_parent_ends_with_the_winner_on_it(tracker):
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["causal_tune.best_trial"] == records[1].id
     assert parent.data.tags["best.tau"] == "0.5"
-    assert parent.data.metrics["best/val_generators/cycle gan_/ap"] == 0.61
+
+
+def points_of(tracker, name):
+    history = tracker._client.get_metric_history(tracker.parent_run_id, name)
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_the_parent_charts_the_best_so_far(tracker, database, experiment):
+    better, worse, best = (
+        make_record(
+            number,
+            generators={"cycle gan+": {"ap": ap}, "progan": {"ap": 1 - ap}},
+            ended_at=1_700_000_000 - number,
+        )
+        for number, ap in ((2, 0.6), (1, 0.5), (0, 0.8))
+    )
+    for record in (better, worse, best):
+        tracker.log_trial(record, ROLES)
+    expected = [(1, 0.6), (2, 0.6), (3, 0.8)]
+    assert points_of(tracker, "best_so_far/val_generators") == expected
+    # the test AP of that trial, not the best test AP
+    assert points_of(tracker, "best_so_far/test") == [(step, pytest.approx(1 - ap)) for step, ap in expected]
+    again = Tracker(database, experiment, make_spec())
+    again.deliver([best, worse, better])
+    assert points_of(again, "best_so_far/val_generators") == expected
+
+
+def test_a_study_that_was_delivered_without_the_best_so_far_gets_it(
+    tracker, database, experiment, monkeypatch
+):
+    records = [make_record(number) for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "_advance", lambda self, record: [])  # as earlier releases
+        tracker.sync(records)
+    assert points_of(tracker, "best_so_far/val_generators") == []
+    assert Tracker(database, experiment, make_spec()).deliver(records) == 0
+    assert points_of(tracker, "best_so_far/val_generators") == [(1, 0.6), (2, 0.61), (3, 0.62)]
 
 
 def test_a_study_without_a_winner_ends_too(tracker):
@@ -153,29 +208,113 @@ def test_the_experiment_opens_as_a_table_of_trainings(tracker):
     # the value is the one that mlflow's own pages compare with
     experiment = tracker._client.get_experiment(tracker.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert Path(tracker._database.parent / "mlartifacts").as_uri() in experiment.artifact_location
+    assert (database_path(tracker.uri).parent / "mlartifacts").as_uri() in experiment.artifact_location
 
 
 def test_a_deleted_experiment_is_told_with_the_way_back(tracker, database, experiment):
     tracker._client.delete_experiment(tracker.experiment_id)
-    with pytest.raises(TrackingError, match="mlflow experiments restore"):
+    with pytest.raises(TrackingError, match=rf"`MLFLOW_TRACKING_URI={database} .*mlflow experiments restore"):
         Tracker(database, experiment, make_spec()).start()
 
 
-def test_the_command_for_the_ui_names_the_database(database):
-    assert (
-        Tracker(database, "x", make_spec())
-        .ui_command()
-        .split("  # ")[0]
-        .endswith(f" ui --backend-store-uri {database}")
+HOSTILE = (
+    "glide@50",
+    "glide_50",
+    "../../up",
+    "x" * 300,
+    "x" * 299 + "y",
+    "",
+    "..",
+    "a|b",
+    "a\nb",
+    "[/v2]",
+    "génération",
+)
+
+
+def test_hostile_names_are_as_many_metrics_and_leave_no_run_open(tracker):
+    values = {name: place / 100 for place, name in enumerate(HOSTILE)}
+    record = make_record(
+        0,
+        generators={name: {"ap": value} for name, value in values.items()},
+        perturbed={name: {"ap": value} for name, value in values.items()},
+        epochs=[{"epoch": 1, **{f"generator_ap/{name}": value for name, value in values.items()}}],
     )
-    assert "http://host:5000/#/experiments/" in Tracker("http://host:5000/", "x", make_spec()).ui_command()
+    tracker.spec = make_spec(val_generators=HOSTILE)
+    tracker.deliver([record])
+    runs = runs_of(tracker)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    metrics = runs[record.id].data.metrics
+    for start, end in (
+        ("val_generators/", "/ap"),
+        ("perturbed_validation/", "/ap"),
+        ("Epochs/generator_ap/", ""),
+    ):
+        there = {
+            name: value for name, value in metrics.items() if name.startswith(start) and name.endswith(end)
+        }
+        assert sorted(there.values()) == sorted(values.values())
+        assert there[f"{start}glide_x40_50{end}"] == values["glide@50"]
+        assert there[f"{start}glide_50{end}"] == values["glide_50"]
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/nowhere/mlflow.db", "nonsense://x"])
-def test_a_place_that_cannot_hold_runs_is_told(uri):
-    with pytest.raises(TrackingError, match=uri.partition(":")[0]):
-        Tracker(uri, "x", make_spec()).start()
+def test_a_trial_that_mlflow_does_not_take_is_closed_told_and_delivered_later(tracker, database, experiment):
+    refused = make_record(0, epochs=[{"epoch": 10**30, "validation/ap": 0.5}])  # a step beyond 64 bits
+    taken = make_record(1)
+    tracker.sync([refused, taken])
+    with pytest.raises(TrackingError, match="does not take trial 0"):
+        tracker.finish(taken)
+    runs = runs_of(tracker)
+    assert {run.info.status for run in runs.values()} == {"FINISHED", "FAILED"}
+    assert runs[refused.id].data.tags["causal_tune.incomplete"]
+    assert runs[taken.id].data.metrics["criterion/val_generators"] == 0.61
+    again = Tracker(database, experiment, make_spec())
+    again.start()
+    assert again.sync([make_record(0), taken]) == 1
+    assert runs_of(again)[refused.id].info.status == "FINISHED"
+    assert "causal_tune.incomplete" not in runs_of(again)[refused.id].data.tags
+
+
+def test_a_study_that_is_interrupted_is_closed_and_goes_on_later(tracker, database, experiment):
+    records = [make_record(number) for number in range(2)]
+    tracker.sync(records)
+    tracker.stop()
+    assert runs_of(tracker)[""].info.status == "KILLED"
+    assert f"trial {records[1].id}" in page_of(tracker)
+    again = Tracker(database, experiment, make_spec())
+    again.deliver(records)
+    assert again.parent_run_id == tracker.parent_run_id
+    assert runs_of(again)[""].info.status == "FINISHED"
+
+
+def test_the_page_says_what_the_finalists_came_to(tracker, database, experiment):
+    tracker.deliver([make_record(0)])
+    assert "`causal-tune finalists tiny` says how sure" in page_of(tracker)
+    Tracker(database, experiment, make_spec(), verdict=lambda: "It is a tie.").deliver([make_record(0)])
+    assert page_of(tracker).startswith("**Finalists: It is a tie.**")
+    assert "says how sure" not in page_of(tracker)
+
+
+def test_the_command_for_the_ui_names_the_database(tracker, database):
+    command, address = tracker.ui_command().split("  # ")
+    assert command.endswith(f" ui --backend-store-uri {database}")
+    shown = parse_qs(address.partition("?")[2])
+    found = tracker._client.search_runs([tracker.experiment_id], shown["searchFilter"][0])
+    assert list(found) == []
+    tracker.sync([make_record(0), make_record(1, collapsed="ones")])
+    found = tracker._client.search_runs(
+        [tracker.experiment_id], shown["searchFilter"][0], order_by=[f"{shown['orderByKey'][0]} DESC"]
+    )
+    assert [run.info.run_name for run in found] == ["001 causal", "000 causal"]
+    tracker.spec = make_spec(criterion="val_generators_uncollapsed")
+    (condition,) = parse_qs(tracker.ui_path())["searchFilter"]
+    found = tracker._client.search_runs([tracker.experiment_id], condition)
+    assert [run.info.run_name for run in found] == ["000 causal"]
+
+
+def test_the_address_of_a_server_is_that_of_its_pages_without_the_password():
+    tracker = Tracker("https://me:pa55@host:5000/mlflow/", "x", make_spec())
+    assert tracker.ui_command() == "https://host:5000/mlflow/#/experiments"
 
 
 def test_a_server_that_is_not_there_is_told_at_once():
