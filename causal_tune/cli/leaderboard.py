@@ -30,6 +30,7 @@ from causal_tune.selection import (
     score,
 )
 from causal_tune.study.spec import StudySpec, read_spec
+from causal_tune.study.verdicts import one_verdict
 
 __all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
 
@@ -60,6 +61,8 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     )
     if winner.collapsed:
         out.print("Warning: its mask has collapsed, so it is no causal head.")
+    if warning := one_verdict(winner):
+        out.print(f"Warning: {warning}", markup=False)
     show_choice(spec, records, criterion)
 
 
