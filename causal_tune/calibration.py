@@ -128,7 +128,7 @@ def ece(bins: Sequence[Mapping[str, float]]) -> float:
     0.25
     """
     num = sum(one["num"] for one in bins)
-    return math.fsum(one["num"] * abs(one["probability"] - one["generated"]) for one in bins) / num
+    return min(1.0, math.fsum(one["num"] * abs(one["probability"] - one["generated"]) for one in bins) / num)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,8 +75,9 @@ def cosines(features: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "n 
     >>> cosines(np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
     Cosines(mean=0.9, worst=0.8)
     """
-    norms = np.linalg.norm(features, axis=1) * np.linalg.norm(reference, axis=1)
-    values = (features.astype(np.float64) * reference).sum(axis=1) / norms
+    one, other = features.astype(np.float64), reference.astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    values = np.clip((one * other).sum(axis=1) / norms, -1.0, 1.0)  # rounding can take it out of its range
     return Cosines(mean=float(values.mean()), worst=float(values.min()))
 
 

@@ -79,7 +79,9 @@ def _figures(scored: Scored, counts: Floats) -> Floats:
     found, mistaken = hits / hits[:, -1:], false / false[:, -1:]
     step = np.diff(found, axis=1, prepend=0.0)
     width = np.diff(mistaken, axis=1, prepend=0.0)
-    auc = (width * (found - step / 2)).sum(axis=1)
+    auc = np.minimum(
+        (width * (found - step / 2)).sum(axis=1), 1.0
+    )  # a sum of steps can exceed it by its rounding
     tpr = np.where(mistaken <= FPR + 1e-12, found, 0.0).max(axis=1)
     right = (scored.logits > 0) == (scored.labels == 1)
     return np.stack([average_precision(hits, false), auc, tpr, (counts * right).mean(axis=1)], axis=1)

@@ -66,7 +66,7 @@ def best_threshold(logits: ArrayLike, labels: ArrayLike) -> float:
     balanced = real_below + generated_above
     low, high = scores[distinct], scores[distinct + 1]
     # 0 itself where it parts the same scores: a verdict then means what the probability says
-    cuts = np.where((low < 0) & (high > 0), 0.0, (low + high) / 2)
+    cuts = np.where((low < 0) & (high > 0), 0.0, low / 2 + high / 2)
     best = np.flatnonzero(balanced >= balanced.max() - 1e-12)
     return float(cuts[best[np.argmin(np.abs(cuts[best]))]])
 

@@ -97,15 +97,16 @@ def counts_above(scored: Scored, counts: Floats) -> tuple[Floats, Floats]:
 
 
 def average_precision(hits: Floats, false: Floats) -> Floats:
-    """The average precision of each draw, from its `counts_above`.
+    """The average precision of each draw, from its `counts_above`; at most 1, which a sum of steps can exceed by its
+    rounding.
 
-    Where each image counts once it is scikit-learn's `average_precision_score` to the bit, without the second that
-    importing that takes every worker of a study.
+    Where each image counts once it is otherwise scikit-learn's `average_precision_score` to the bit, without the second
+    that importing that takes every worker of a study.
     """
     precision = np.divide(hits, hits + false, out=np.zeros_like(hits), where=hits + false > 0)
     gained = np.diff(hits / hits[:, -1:], axis=1, prepend=0.0)
     found: Floats = (precision * gained)[:, ::-1].sum(axis=1)  # from the far end, as scikit-learn adds them
-    return found
+    return np.minimum(found, 1.0)
 
 
 def interval_of(values: Floats, *, level: float = 0.95) -> tuple[float, float]:

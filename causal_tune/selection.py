@@ -34,6 +34,8 @@ __all__ = [
     "saturated",
     "score",
     "simplicity",
+    "undefined_note",
+    "undefined_tests",
 ]
 
 
@@ -91,6 +93,9 @@ class Criterion:
     """It reads test generators: reported as the oracle, never a study's objective."""
     skips_collapsed: bool = False
     """Trials whose mask has collapsed have no score."""
+    leaves_out_undefined: bool = False
+    """Sets of one class, whose AP is undefined, are left out (`undefined_tests` names them). Without it one such set
+    leaves the trial without a score: a study refuses to choose by such a set before it starts."""
 
 
 _PLAIN: Mapping[str, Criterion] = MappingProxyType(
@@ -134,6 +139,7 @@ _PLAIN: Mapping[str, Criterion] = MappingProxyType(
             combine=_mean,
             needs="test_generators",
             uses_test_domain=True,
+            leaves_out_undefined=True,
         ),
     }
 )
@@ -228,8 +234,8 @@ def _check_needs(name: str, criterion: Criterion, roles: Roles) -> None:
 
 
 def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
-    """The criterion's value of a trial; None where it failed, a set lacks a class, or its mask has collapsed
-    and the criterion skips such trials.
+    """The criterion's value of a trial; None where it failed, a set lacks a class (unless the criterion leaves such
+    sets out and there is another), or its mask has collapsed and the criterion skips such trials.
 
     >>> record = TrialRecord(
     ...     number=0, id="00000-x", state="finished", config={}, seed=0, validation={"ap": 0.9}
@@ -241,10 +247,37 @@ def score(record: TrialRecord, criterion: str, roles: Roles) -> float | None:
     if not record.finished or (rule.skips_collapsed and record.collapsed):
         return None
     values = [metrics.get("ap") for metrics in rule.sets(record, roles)]
-    present = [float(value) for value in values if value is not None]
-    if not present or len(present) < len(values):
+    present = [
+        min(1.0, float(value)) for value in values if value is not None
+    ]  # old ledgers: a rounding above 1
+    if not present or (len(present) < len(values) and not rule.leaves_out_undefined):
         return None
     return rule.combine(present)
+
+
+def undefined_tests(record: TrialRecord, roles: Roles) -> list[str]:
+    """The test generators that no mean over them includes, because they have images of one class only.
+
+    >>> record = TrialRecord(
+    ...     number=0, id="00000-x", state="finished", config={}, seed=0,
+    ...     generators={"glide": {"ap": 0.9}, "ldm": {"ap": None}},
+    ... )
+    >>> undefined_tests(record, Roles(train_generators=("sd14",), test_generators=("glide", "ldm")))
+    ['ldm']
+    """
+    return [name for name in roles.test_generators if record.generators.get(name, {}).get("ap") is None]
+
+
+def undefined_note(record: TrialRecord, roles: Roles) -> str:
+    """`undefined_tests` as a sentence that names and counts them; empty where there are none."""
+    names = undefined_tests(record, roles)
+    if not names:
+        return ""
+    num = len(roles.test_generators)
+    return (
+        f"Mean test AP is over {num - len(names)} of {num} test generators: AP is undefined for {', '.join(names)}, "
+        "with images of one class only."
+    )
 
 
 def epoch_score(epoch: Mapping[str, Any], criterion: str, roles: Roles) -> float | None:
@@ -378,18 +411,18 @@ def best(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> TrialR
 def saturated(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> str | None:
     """A warning where the better half of the trials lies within the noise of the best one, else None.
 
-    The noise of one set's AP is taken as sqrt(AP (1 - AP) / n) with n the smaller class: coarse, and
-    enough to tell a criterion that ranks trials from one that draws lots. Needs 4 scored trials.
+    The variance of one set's AP is taken as that of a share of n images, n the smaller class, with Agresti and Coull's
+    two added successes and failures ("Approximate is better than exact", The American Statistician 52, 1998): with
+    p = (n AP + 2) / (n + 4) it is p (1 - p) / (n + 4), which is not 0 where AP is 1. Coarse, and enough to tell a
+    criterion that ranks trials from one that draws lots. Needs 4 scored trials.
     """
     ranked = rank(records, criterion, roles)
     if len(ranked) < 4:
         return None
     top, top_score = ranked[0]
     sets = look_up("criterion", CRITERIA, criterion).sets(top, roles)
-    variances = [
-        metrics["ap"] * (1 - metrics["ap"]) / min(metrics["num_real"], metrics["num_generated"])
-        for metrics in sets
-    ]
+    sets = [metrics for metrics in sets if metrics.get("ap") is not None]
+    variances = [_variance(metrics) for metrics in sets]
     # A mean over k sets has the mean variance over k; a minimum is as noisy as one set.
     shared = len(sets) if look_up("criterion", CRITERIA, criterion).combine is _mean else 1
     noise = math.sqrt(_mean(variances) / shared)
@@ -400,6 +433,13 @@ def saturated(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> s
     advice = "" if uses_test else "; name (more) validation generators"
     return (
         f"The criterion {criterion!r} is saturated: half of the {len(ranked)} trials lie within "
-        f"{spread:.4f} of the best ({top_score:.4f}), and its own noise is about {noise:.4f}. "
-        f"It cannot tell these trials apart{advice}."
+        f"{100 * spread:.2f} points of the best ({100 * top_score:.2f} %), and its own noise is about "
+        f"{100 * noise:.2f} points. It cannot tell these trials apart{advice}."
     )
+
+
+def _variance(metrics: Mapping[str, Any]) -> float:
+    """Of the AP of one set, as `saturated` takes it."""
+    num = min(metrics["num_real"], metrics["num_generated"])
+    share = (num * metrics["ap"] + 2) / (num + 4)
+    return float(share * (1 - share) / (num + 4))

@@ -19,6 +19,8 @@ from causal_tune.selection import (
     rank,
     saturated,
     score,
+    undefined_note,
+    undefined_tests,
 )
 
 ROLES = Roles(
@@ -129,6 +131,21 @@ def test_a_set_without_a_class_gives_no_score():
         best([lacking], "val_generators", ROLES)
 
 
+def test_a_test_generator_of_one_class_is_left_out_of_the_mean_and_named():
+    lacking = [record(n, 0.9, 0.5 + n / 10, 0.5, progan=None, glide=0.6 + n / 10) for n in range(4)]
+    assert score(lacking[1], "oracle", ROLES) == pytest.approx(0.7)  # glide's alone
+    assert undefined_tests(lacking[0], ROLES) == ["progan"]
+    note = undefined_note(lacking[0], ROLES)
+    assert "over 1 of 2 test generators: AP is undefined for progan" in note
+    trial, value, gap = oracle_gap(lacking, "val_generators", ROLES)
+    assert (trial.number, value, gap) == (3, pytest.approx(0.9), 0)
+    assert saturated(lacking, "oracle", ROLES) is None or "progan" not in saturated(lacking, "oracle", ROLES)
+    assert undefined_note(RECORDS[0], ROLES) == ""
+    nothing = record(0, 0.9, 0.5, 0.5, progan=None, glide=None)
+    assert score(nothing, "oracle", ROLES) is None
+    assert oracle_gap([nothing], "val_generators", ROLES) is None
+
+
 def test_the_oracle_is_never_an_objective():
     with pytest.raises(StudyError, match="reads the test generators"):
         check_objective("oracle", ROLES)
@@ -194,6 +211,16 @@ def test_saturation_is_told_by_noise_not_by_height():
     assert "saturated" in (saturated(close, "train_domain", ROLES) or "")
     assert saturated(close, "val_generators", ROLES) is None
     many = [record(n, 0.98 + n / 1_000, 0.5, 0.5, n=1_000_000) for n in range(8)]
+    assert saturated(many, "train_domain", ROLES) is None
+
+
+def test_three_images_without_a_mistake_are_not_without_noise():
+    few = [record(n, 1.0 - n / 100, 0.5, 0.5, n=3) for n in range(8)]
+    # (3 + 2) / (3 + 4) of 7 images: sqrt(5/7 x 2/7 / 7) = 17.07 points
+    assert "within 4.00 points of the best (100.00 %), and its own noise is about 17.07 points" in (
+        saturated(few, "train_domain", ROLES) or ""
+    )
+    many = [record(n, 1.0 - n / 100, 0.5, 0.5, n=10_000) for n in range(8)]
     assert saturated(many, "train_domain", ROLES) is None
 
 

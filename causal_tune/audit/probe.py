@@ -149,11 +149,12 @@ def _score(
             scores[test] = classifier.fit(values[train], labels[train]).predict_proba(values[test])[:, 1]
     share = labels.mean()
     weights = np.where(labels == 1, 0.5 / share, 0.5 / (1 - share))
-    balanced = float(average_precision_score(labels, scores, sample_weight=weights))
-    auc = float(roc_auc_score(labels, scores))
+    # a sum of steps can exceed 1 by its rounding
+    balanced = min(1.0, float(average_precision_score(labels, scores, sample_weight=weights)))
+    auc = min(1.0, float(roc_auc_score(labels, scores)))
     return Score(
         feature=name,
-        ap=float(average_precision_score(labels, scores)),
+        ap=min(1.0, float(average_precision_score(labels, scores))),
         ap_balanced=balanced,
         auc=auc,
         is_alarming=balanced > ALARM and auc > least_auc,

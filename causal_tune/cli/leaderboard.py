@@ -28,6 +28,7 @@ from causal_tune.selection import (
     rank,
     saturated,
     score,
+    undefined_note,
 )
 from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.verdicts import one_verdict
@@ -60,7 +61,7 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
         "Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in settings.items())
     )
     if winner.collapsed:
-        out.print("Warning: its mask has collapsed, so it is no causal head.")
+        out.print(f"Warning: its mask has collapsed (all {winner.collapsed}), so it is no causal head.")
     if warning := one_verdict(winner):
         out.print(f"Warning: {warning}", markup=False)
     show_choice(spec, records, criterion)
@@ -70,10 +71,15 @@ def show_choice(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     """How good the choice by this criterion is: the oracle gap, labelled, and whether it chose at all."""
     if found := oracle_gap(records, criterion, spec.roles):
         trial, value, gap = found
-        out.print(
-            f"Mean test AP {percent(value - gap)}. Oracle gap {100 * gap:.2f} points: trial {trial.id} "
-            "would have been chosen by the test generators, which is not allowed."
+        chosen = rank(records, criterion, spec.roles)[0][0]
+        oracle = (
+            "the test generators would have chosen the same trial."
+            if trial.id == chosen.id
+            else f"choosing by the test generators, which is not allowed, would have taken trial {trial.id}."
         )
+        out.print(f"Mean test AP {percent(value - gap)}. Oracle gap {100 * gap:.2f} points: {oracle}")
+        if note := undefined_note(chosen, spec.roles):
+            out.print(f"Warning: {note}", markup=False)
     if warning := saturated(records, criterion, spec.roles):
         out.print(f"Warning: {warning}")
 

@@ -114,8 +114,8 @@ def check_roles(chosen: Mapping[str, Sequence[str]], known: Sequence[str], where
             seen[generator] = option
 
 
-def check_classes(store: FeatureStore, roles: Roles) -> None:
-    """`StudyError` where a validation generator has images of one class only."""
+def check_classes(store: FeatureStore, roles: Roles, criterion: str) -> None:
+    """`StudyError` where a generator that chooses by `criterion` has images of one class only."""
     parts = partition(
         store.rows,
         train_generators=roles.train_generators,
@@ -123,8 +123,20 @@ def check_classes(store: FeatureStore, roles: Roles) -> None:
         test_generators=roles.test_generators,
     )
     labels = store.rows["label"].to_numpy()
-    for generator in roles.val_generators:
-        present = set(np.unique(labels[parts.generators[generator]]).tolist())
+    judges = {name: parts.generators[name] for name in roles.val_generators}
+    if CRITERIA[criterion].trains_without:
+        for name in roles.train_generators:
+            others = [other for other in roles.train_generators if other != name]
+            left_out = partition(store.rows, train_generators=others, val_generators=(name,))
+            judges[name] = left_out.generators[name]
+    for generator, rows in judges.items():
+        present = set(np.unique(labels[rows]).tolist())
+        if len(present) < 2 and generator in roles.train_generators:
+            raise StudyError(
+                f"The criterion {criterion!r} leaves out one training generator at a time, and the images of "
+                f"{generator!r} are all {'generated' if present == {1} else 'real'}: its AP needs both classes. Add "
+                "the other class to the index, or choose another --criterion."
+            )
         if len(present) < 2:
             raise StudyError(
                 f"The images that judge the validation generator {generator!r} are all "

@@ -342,7 +342,7 @@ def make_spec(
         space = space.balancing()
     criterion = criterion or (earlier.criterion if earlier else default_criterion(roles))
     check_objective(criterion, roles)
-    check_classes(store, roles)
+    check_classes(store, roles, criterion)
     check_leaks(store, roles)
     groups = {group: tuple(names) for group, names in (objectives or {}).items()}
     check_objectives(groups, roles, sampler, pruner)

@@ -12,7 +12,7 @@ from causal_tune.features import FeatureStore
 from causal_tune.features.stores import index_file_of_store
 from causal_tune.heads import reads
 from causal_tune.ledger import TrialRecord
-from causal_tune.selection import CRITERIA, Roles, score
+from causal_tune.selection import CRITERIA, Roles, score, undefined_note
 from causal_tune.study.spec import StudySpec
 from causal_tune.tracking.names import part
 from causal_tune.wording import inline_markdown, markdown_cell
@@ -123,6 +123,7 @@ def study_page(
             f"**Best of the search: {named}** ({best.config['head']}, layer "
             f"`{best.config.get('layer', 'proj')}`), "
             f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}."
+            + (f" {note}" if (note := undefined_note(best, spec.roles)) else "")
             + ("" if verdict else f" `causal-tune finalists {spec.name}` says how sure that is."),
             "",
             settings + ".",
