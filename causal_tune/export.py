@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
+from scipy.special import expit
 
 from causal_tune import __version__
 from causal_tune.atomic import atomic_directory, write_json, write_text
@@ -25,8 +26,9 @@ from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.model_card import model_card
 from causal_tune.onnx_graphs import write_head, write_images
 from causal_tune.resampling import Scored
-from causal_tune.selection import CRITERIA, best, score
-from causal_tune.study.finalists import chosen_training, read_finalists
+from causal_tune.selection import CRITERIA, score
+from causal_tune.study.finalists import read_finalists
+from causal_tune.study.recommended import Chosen, recommended
 from causal_tune.study.scores import VALIDATION, checkpoint_bytes, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 
@@ -53,34 +55,42 @@ def export_detector(
     """Write the winner of a study by `criterion` (default: the study's own) to `folder`; the whole or nothing.
 
     Where the study has finalists and no `criterion` is asked for, it is the configuration that they chose, in the best
-    of its trainings by the criterion; `trial` names one by its number instead. `fpr` is the wished rate of false
+    of its trainings by the criterion; `trial` names one by its number instead. A winner with a collapsed mask is passed
+    over for the best trial without one (`study.recommended`), unless `force`. `fpr` is the wished rate of false
     verdicts (`calibration.choose_cuts`). The card tells what the audit finds in `index`, or in the index of the
     workspace that the store was made from. The head is also written as ONNX, and with `onnx_images` the way from crops
     to scores (`onnx_graphs`).
 
     An existing detector in `folder` is replaced; anything else there is refused. Raises `StudyError` where no trial
-    can be chosen, or it has no result, a collapsed mask (unless `force`), a checkpoint that is missing or damaged, or
-    one that does not score what it scored when it was trained; `StoreError` where the study's store is gone:
-    the detector would not know its encoder.
+    can be chosen, or the trial named has no result; where every mask, or that of the trial named, has collapsed (unless
+    `force`); and where the checkpoint is missing or damaged, or does not score what it scored when it was trained.
+    `StoreError` where the study's store is gone: the detector would not know its encoder.
     """
+    searched = study_path
     spec = read_spec(study_path)
     records = Ledger(study_path / "trials").records()
     finalists = None if criterion or trial is not None else read_finalists(study_path, len(records))
     command = f"causal-tune export {spec.name}" + (f" --criterion {criterion}" if criterion else "")
     command += f" --trial {trial}" if trial is not None else ""
     command += f" --fpr {fpr:g}" if fpr != FALSE_POSITIVES else ""
+    command += " --force" if force else ""
     criterion = criterion or spec.criterion
-    if finalists:
-        study_path, spec, winner = chosen_training(study_path, finalists)
-    elif trial is not None:
-        winner = _named(records, trial, spec)
-    else:
-        winner = best(records, criterion, spec.roles)
+    chosen = (
+        Chosen(study_path, spec, _named(records, trial, spec))
+        if trial is not None
+        else recommended(study_path, spec, records, finalists, criterion=criterion, collapsed_too=force)
+    )
+    study_path, spec, winner = chosen.path, chosen.spec, chosen.record
     if winner.collapsed and not force:
+        what = (
+            f"The mask of trial {winner.id} has"
+            if trial is not None
+            else "Every mask that could be exported has"
+        )
         raise StudyError(
-            f"The winner {winner.id} has a collapsed mask (all {winner.collapsed}): it is no causal head. Narrow "
-            "lambda1 and alpha in the search space and run a study under another name, choose by a criterion that "
-            "leaves such trials out (--criterion val_generators_uncollapsed), or export it all the same with --force."
+            f"{what} collapsed (all {winner.collapsed}), so there is no causal head to export. Narrow lambda1 and "
+            f"alpha in the search space and run a study under another name, or type `{command} --force` to export "
+            f"trial {winner.number} as it is."
         )
     data = save_safetensors(
         {
@@ -134,7 +144,8 @@ def export_detector(
             "store_fingerprint": spec.store_fingerprint,
             "space_sha256": spec.space_sha256,
             "index_sha256": store.description["index_sha256"],
-            "finalists": finalists["verdict"] if finalists else None,
+            "passed_over": [record.id for record in chosen.passed_over],
+            "finalists": finalists["verdict"] if finalists and chosen.path != searched else None,
             "command": command,
             "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": {"causal-tune": __version__, **winner.versions},
@@ -202,7 +213,7 @@ def _verdicts(cuts: Cuts, calibration: Platt, fitted_on: Scored, provenance: str
 
     def told(logit: float) -> dict[str, float]:
         probability = float(calibration.probabilities(logit))
-        return {"logit": logit, "score": 1 / (1 + math.exp(-logit)), "probability": probability}
+        return {"logit": logit, "score": float(expit(logit)), "probability": probability}
 
     real, generated = fitted_on.logits[fitted_on.labels == 0], fitted_on.logits[fitted_on.labels == 1]
     low, high = cuts.unsure

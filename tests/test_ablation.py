@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from causal_tune.cli.ablation import MAX_SEEDS, ablation_space, check_generators, settings_of
+from causal_tune.cli.finalists import show_finalists
 from causal_tune.errors import InvalidConfig, StudyError
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report.ablation import (
@@ -345,6 +346,7 @@ def test_terms_that_were_switched_off_are_told_with_their_intervals() -> None:
     document = {
         "seeds": [1, 2],
         "terms_of": "00003-x",
+        "paired": [{"a": "00003-x", "b": "probe", "difference": 0.024, "interval": [0.001, 0.05]}],
         "terms": [
             {
                 "term": "hsic",
@@ -368,7 +370,7 @@ def test_terms_that_were_switched_off_are_told_with_their_intervals() -> None:
             "term": "hsic",
             "switched off": "lambda2 0.0",
             "without it": "88.00",
-            "it brings": "+1.20 [-1.00, +3.00]",
+            "gain": "+1.20 [-1.00, +3.00]",
             "p": "0.250",
             "covers": "seeds and images",
             "of the gain over the probe": "50 %",
@@ -384,13 +386,63 @@ def test_terms_that_were_switched_off_are_told_with_their_intervals() -> None:
     assert ablation(spec(space=load_space("sd14").to_json()), [], {**document, "terms": []}) == []
 
 
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"a": "00003-x", "b": "probe", "difference": 0.001, "interval": [-0.02, 0.02]},
+        {"a": "probe", "b": "00003-x", "difference": 0.03, "interval": [0.01, 0.05]},
+        {"a": "00003-x", "b": "probe", "difference": 0.02, "interval": None},
+    ],
+)
+def test_a_gain_that_may_be_nothing_has_no_shares(
+    pair: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    term = {
+        "term": "hsic",
+        "off": {"lambda2": 0.0},
+        "difference": 0.0205,
+        "interval": [-0.01, 0.03],
+        "p": 0.25,
+        "covers": "seeds and images",
+        "share": 20.47,  # as earlier releases wrote it
+        "mean": 0.88,
+        "test_difference": None,
+    }
+    row = {"name": "00003-x", "config": {"head": "causal", "layer": "proj"}, "search_score": 0.9, "mean": 0.9}
+    row |= {"interval": None, "over_seeds": {"low": None}, "num_collapsed": 0}
+    document = {
+        "study": "a",
+        "criterion": "val_generators",
+        "seeds": [1, 2],
+        "terms_of": "00003-x",
+        "terms": [term],
+    }
+    document |= {"finalists": [row], "probe": {**row, "name": "probe"}, "failed": []}
+    document |= {"paired": [{**pair, "p": 0.9, "level": 0.95, "covers": "seeds"}]}
+    document["verdict"] = {"winner": None, "reason": "A tie."}
+    (section,) = ablation(spec(space=load_space("sd14").to_json()), [], document)
+    assert "not distinguishable from nothing" in section.text
+    assert not any("%" in cell for row in section.tables[0].rows for cell in row)
+    for name, mean in (("glide", {"mean": 0.8}), ("ldm", None)):
+        for one in (document["finalists"][0], document["probe"]):
+            one.setdefault("test", {})[name] = {"ap": [0.8], "mean": mean}
+            one["test_mean"] = {"mean": 0.8, "high": None}
+    show_finalists(document, ["glide", "ldm"])
+    shown = capsys.readouterr().out
+    assert "2047" not in shown
+    assert "Mean test AP leaves out ldm:" in shown
+    assert "not distinguishable from nothing" in " ".join(shown.split())
+
+
 # --- the whole -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.journey
 @pytest.mark.ray
 @pytest.mark.timeout(900)  # four runs of the job
-def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) -> None:
+def test_the_ablation_from_images_to_the_table(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = write_images(
         tmp_path / "images", {"alpha": 40, "beta": 8, "progan": 8, "biggan": 8, "san": 8, "adm": 8}
     )
@@ -468,3 +520,21 @@ def test_the_ablation_from_images_to_the_table(tmp_path: Path, ray_local: None) 
     assert liked["like"] == "small"
     assert "study 'small'" in liked["settings_from"]
     assert liked["settings"]["max_epochs"] == 2
+
+    def fail(*args: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    for part, failed in (
+        ("causal_tune.cli.ablation.averages", "The table of the arms was not made: ZeroDivisionError"),
+        ("causal_tune.cli.ablation.generator_rows", "The table of the arms was not made: ZeroDivisionError"),
+        ("causal_tune.tracking.tracker.Tracker.finish", "The tracker failed with ZeroDivisionError"),
+    ):
+        with monkeypatch.context() as planted:
+            planted.setattr(part, fail)
+            broken = run_job(*other, "--seeds", 2)
+        text = " ".join(broken.output.split())
+        assert broken.exit_code == 1, text
+        assert failed in text
+        table = "Leaderboard by" if part.endswith("averages") else "Ablation liked"
+        assert table in text
+        assert f"causal-tune leaderboard {workspace / 'studies' / 'liked'}" in text

@@ -1,6 +1,7 @@
 """`jobs/heads_sd14.py`: every head on one store, through the real command and real Ray."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_a_head_without_a_result_is_a_row_that_says_so(finished):
 
 @pytest.mark.journey
 @pytest.mark.ray
-def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
+def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished, monkeypatch):
     heads = {"causal", "svm"}
     words = ["--images", finished.images, "--layout", "csv", "--encoder", "tiny-random", "--trials", 2]
     words += ["--max-concurrent", 1]  # a second worker takes longer to start than these trials
@@ -64,6 +65,35 @@ def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished):
     shown = run(*words)
     assert all(head in shown.output for head in heads)
     assert "differences of a few points are noise" in " ".join(shown.output.split())
+
+    def fail(head):
+        def summarise_or_fail(result):
+            if head in result.spec.name:
+                raise ZeroDivisionError("division by zero")
+            return summarise(result)
+
+        return summarise_or_fail
+
+    for head in heads:
+        monkeypatch.setattr("causal_tune.cli.heads.summarise", fail(head))
+        result = run(*words)
+        text = " ".join(result.output.split())
+        assert result.exit_code == 1, text
+        assert f"The head {head} has no row: ZeroDivisionError: division by zero." in text
+        assert f"`causal-tune leaderboard all-{head} --workspace {finished.workspace}`" in text
+        (other,) = heads - {head}
+        assert re.search(rf"\b{other}\b +\d+\.\d\d", result.output), "the row of the other head"
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "causal_tune.tracking.tracker.Tracker.finish", fail
+    )  # a mistake of its own: one argument
+    result = run(*words, "--json")
+    assert result.exit_code == 1, result.output
+    assert json.loads(result.stdout)["heads"] == document["heads"]
+    for head in heads:
+        assert f"`causal-tune sync all-{head} --workspace {finished.workspace}`" in " ".join(
+            result.stderr.split()
+        )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import click
 from click.core import ParameterSource
 
 from causal_tune.cli.encoding import Encoding
+from causal_tune.cli.ending import Ending
 from causal_tune.cli.job import encode_images, image_options
+from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard
 from causal_tune.cli.output import (
     emit,
     err,
@@ -23,7 +25,7 @@ from causal_tune.cli.output import (
     workspace_option,
 )
 from causal_tune.cli.tune import run_tune, study_options
-from causal_tune.errors import InvalidConfig, StudyError, WorkFailed
+from causal_tune.errors import InvalidConfig, StudyError
 from causal_tune.images.choice import Choice
 from causal_tune.intervals import Interval
 from causal_tune.ledger import Ledger
@@ -311,12 +313,23 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
             for record in result.records:
                 if not record.finished:
                     err.print(f"Trial {record.number} failed: {record.reason}", markup=False)
-            over = averages(result.spec, result.records, gan_generators)
-            summary = summarise(result.records, over)
             repeat = _repeated(name)
+            ending = Ending()
+            ending.add(result.undelivered)
+
+            def arms_of() -> tuple[Averages, dict[str, dict[str, Any]]]:
+                over = averages(result.spec, result.records, gan_generators)
+                return over, summarise(result.records, over)
+
+            failed = "The table of the arms was not made"
+            over, summary = ending.step(failed, repeat, arms_of) or (None, {})
 
             def show() -> None:
-                _show(summary, over, result.spec, note)
+                if over:
+                    ending.step(failed, repeat, lambda: _show(summary, over, result.spec, note))
+                else:
+                    rows = leaderboard_rows(result.spec, result.records, result.spec.criterion)
+                    show_leaderboard(result.spec, rows, result.spec.criterion, most=len(ARMS))
                 out.print("\nWhat to type next:")
                 for what, line in {
                     "the same again": repeat,
@@ -326,6 +339,12 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 }.items():
                     out.print(f"  {what + ':':<20}{line}", soft_wrap=True, markup=False, highlight=False)
 
+            if result.num_failed or done.num_quarantined:
+                ending.add(
+                    f"Done, with {result.num_failed} of {len(result.records)} trials failed and "
+                    f"{done.num_quarantined:,} of {done.num_indexed:,} images unreadable; the reasons are in "
+                    f"{result.path / 'trials'} and {done.store.path / 'quarantine.arrow'}."
+                )
             document = {
                 "study": str(result.path),
                 "store": str(done.store.path),
@@ -339,7 +358,8 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 "settings": {key: base[key] for key in base if key != "seed"},
                 "settings_from": note,
                 "like": like_spec.name if like_spec else None,
-                "generators": {
+                "generators": over
+                and {
                     "op": list(over.op),
                     "gp": list(over.gp),
                     "gp_computed": list(over.gp_computed),
@@ -350,14 +370,10 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 "paper_note": PAPER_NOTE,
                 "mlflow_ui": ui_command,
                 "repeat": repeat,
+                "problems": ending.problems,
             }
             emit(as_json, document, show)
-            if result.num_failed or done.num_quarantined:
-                raise WorkFailed(
-                    f"Done, with {result.num_failed} of {len(result.records)} trials failed and "
-                    f"{done.num_quarantined:,} of {done.num_indexed:,} images unreadable; the reasons are in "
-                    f"{result.path / 'trials'} and {done.store.path / 'quarantine.arrow'}."
-                )
+            ending.close()
 
     # --seeds says how many trials there are, and nothing is chosen
     command.params = [item for item in command.params if item.name not in ("trials", "criterion")]

@@ -2,7 +2,9 @@
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,7 +15,21 @@ from causal_tune.selection import CRITERIA
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
-__all__ = ["export_command"]
+__all__ = ["export_command", "passed_over_note"]
+
+
+def passed_over_note(provenance: Mapping[str, Any]) -> str:
+    """Which trial was exported instead of the winner, and why; nothing where it is the winner."""
+    passed_over = provenance.get("passed_over")
+    if not passed_over:
+        return ""
+    number = int(passed_over[0].partition("-")[0])
+    better = f"{passed_over[0]} has" if len(passed_over) == 1 else f"The best {len(passed_over)} trials have"
+    return (
+        f"{better} a collapsed mask, which is no causal head, so the detector is trial {provenance['trial']}, the best "
+        f"without one. `causal-tune export {provenance['study']} --trial {number} --force` exports the first all the "
+        "same."
+    )
 
 
 @click.command("export", epilog="Example: causal-tune export real -o detectors/real")
@@ -28,12 +44,12 @@ __all__ = ["export_command"]
     type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
     default=FALSE_POSITIVES,
     show_default=True,
-    help="Wished rate of real images with the verdict `generated`, and of generated ones with `real`.",
+    help="Target rate of real images with the verdict `generated`, and of generated ones with `real`.",
 )
 @click.option(
     "--index",
     type=click.Path(path_type=Path),
-    help="Image index whose audit the model card tells. [default: that of the store, if in the workspace]",
+    help="Image index to audit for the model card. [default: that of the store, if in the workspace]",
 )
 @click.option(
     "--onnx-images", is_flag=True, help="Write images.onnx, crops to scores, beside the head's model.onnx."
@@ -49,7 +65,7 @@ __all__ = ["export_command"]
     help="Register the MLflow model under NAME where the study is tracked, with the alias `champion`.",
 )
 @click.option("--tracking-uri", help="MLflow server to register at. [default: sqlite in the workspace]")
-@click.option("--force", is_flag=True, help="Export a head whose mask has collapsed, too.")
+@click.option("--force", is_flag=True, help="Export the winner even if its mask has collapsed.")
 @workspace_option
 @json_option
 def export_command(
@@ -69,9 +85,11 @@ def export_command(
 ) -> None:
     """Export the winner of STUDY (a name, or a folder) as a detector."""
     if tracking_uri and not register:
-        raise click.UsageError("--tracking-uri says where to --register NAME; give both, or neither.")
+        raise click.UsageError("--tracking-uri is where to --register NAME: give both or neither.")
     if register is not None and not re.fullmatch(r"[^/:.%\s][^/:%]*", register):
-        raise click.UsageError(f"MLflow takes no registered model {register!r}: a name without / : and %.")
+        raise click.UsageError(
+            f"{register!r} is not a valid name of a registered MLflow model: it must not contain '/', ':' or '%'."
+        )
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
     tracker = None
@@ -103,6 +121,8 @@ def export_command(
     def show() -> None:
         calibration, unsure = described["calibration"], described["unsure"]
         out.print(f"Detector: {folder}", soft_wrap=True)
+        if note := passed_over_note(described["provenance"]):
+            out.print(note, markup=False)
         out.print(
             f"Generated from score {unsure['high']['score']:.4g}, real below {unsure['low']['score']:.4g}, unsure "
             f"between; calibration error {percent(calibration['ece_before'])} before and "

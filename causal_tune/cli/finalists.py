@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from causal_tune.atomic import write_json
+from causal_tune.cli.ending import Ending
 from causal_tune.cli.output import (
     emit,
     json_option,
@@ -21,18 +22,22 @@ from causal_tune.cli.output import (
     workspace_words,
 )
 from causal_tune.cli.tune import run_tune
-from causal_tune.errors import StudyError, WorkFailed
+from causal_tune.errors import StudyError
 from causal_tune.ledger import Ledger
 from causal_tune.selection import rank
 from causal_tune.study.finalists import (
     FINALISTS,
     MAX_SEEDS,
+    NO_SHARES,
     PROBE,
     TERMS,
     Candidate,
+    Trained,
+    ahead_collapsed,
     candidates_of,
     compare,
     compare_terms,
+    gain_over_probe,
     probe_space,
     repeat_space,
     terms_of,
@@ -51,9 +56,12 @@ def run_finalists(
     top: int,
     num_seeds: int,
     with_terms: bool,
+    ending: Ending,
     **running: Any,
 ) -> dict[str, Any]:
     """Train the finalists, the probe and the winner's arms, and write `finalists.json`; its content.
+
+    `ending` is told what failed after the verdict stood, and what MLflow did not get.
 
     Each stage is a study of its own beside the search (`<study>.probe`, `<study>.finalists-<digest>`,
     `<study>.terms-<digest>`), so what is killed is continued, and what is there is not trained again. `running` are
@@ -62,9 +70,10 @@ def run_finalists(
     spec = read_spec(study_path)
     records = Ledger(study_path / "trials").records()
     candidates = candidates_of(spec, records, top)
+    collapsed = ahead_collapsed(spec, records, candidates)
 
     def study(kind: str, space: SearchSpace, trials: int) -> StudyResult:
-        return run_tune(
+        result, _ = run_tune(
             workspace=workspace,
             store=Path(spec.store_path),
             study=f"{spec.name}.{kind}",
@@ -77,7 +86,9 @@ def run_finalists(
             seed=spec.seed,
             figures=False,  # the report of the study that they belong to has them
             **running,
-        )[0]
+        )
+        ending.add(result.undelivered)
+        return result
 
     probe = study(PROBE, probe_space(spec), len(records))
     ranked = rank(probe.records, spec.criterion, spec.roles)
@@ -99,25 +110,31 @@ def run_finalists(
         probe={"study": probe.spec.name, "trials": len(probe.records), "search_trials": len(records)},
     )
     document["terms"] = []
+    document["ahead_collapsed"] = collapsed
     best = max(
-        (one for one in trained if one.candidate.name != PROBE), key=lambda one: sum(one.values.values())
+        (one for one in trained if one.candidate.name != PROBE and not one.always_collapsed),
+        key=lambda one: sum(one.values.values()),
+        default=None,
     )
-    terms = terms_of(best.candidate, _default_layer(spec))
-    if with_terms and terms:
-        arms = study(
-            f"terms-{_digest([best.candidate, *terms])}",
-            repeat_space("terms", terms, spec.seed),
-            len(terms) * num_seeds,
-        )
-        by_probe = [pair for pair in document["paired"] if PROBE in (pair["a"], pair["b"])]
-        gain = by_probe[0]["difference"] if by_probe and by_probe[0]["a"] == best.candidate.name else None
-        document["terms_of"] = best.candidate.name
-        document["terms"] = compare_terms(
-            spec, best, terms, repeats=(arms.path, arms.spec, arms.records), gain=gain
-        )
     words = ["causal-tune", "finalists", spec.name, "--top", str(top), "--seeds", str(num_seeds)]
     document["command"] = shlex.join(words + ([] if with_terms else ["--no-terms"]))
-    write_json(study_path / FINALISTS, document)
+    write_json(study_path / FINALISTS, document)  # the verdict does not wait for the terms
+    terms = terms_of(best.candidate, _default_layer(spec)) if best and with_terms else []
+    if best and terms:
+
+        def measure_terms(best: Trained = best) -> list[dict[str, Any]]:
+            arms = study(
+                f"terms-{_digest([best.candidate, *terms])}",
+                repeat_space("terms", terms, spec.seed),
+                len(terms) * num_seeds,
+            )
+            gain = gain_over_probe(document, best.candidate.name)
+            return compare_terms(spec, best, terms, repeats=(arms.path, arms.spec, arms.records), gain=gain)
+
+        again = document["command"] + workspace_words(workspace)
+        document["terms"] = ending.step("The terms were not measured", again, measure_terms) or []
+        document["terms_of"] = best.candidate.name
+        write_json(study_path / FINALISTS, document)
     return document
 
 
@@ -173,24 +190,44 @@ def show_finalists(document: Mapping[str, Any], tests: Sequence[str]) -> None:
         level = f"{100 * document['paired'][0]['level']:.1f} %"
         out.print(table("Differences, paired", ["pair", "points", level, "p", "covers<"], pairs))
     if document["terms"]:
+        has_gain = gain_over_probe(document, document["terms_of"]) is not None
         terms = [
             [
                 row["term"],
                 TERMS[row["term"]][0],
                 "failed" if "failed" in row else f"{100 * row['difference']:+.2f}",
                 "-" if "failed" in row else _span(row["interval"], signed=True),
-                "-" if row.get("share") is None else f"{100 * row['share']:.0f} %",
+                *(["-" if row.get("share") is None else f"{100 * row['share']:.0f} %"] if has_gain else []),
                 *([_mean_cell(row.get("test_difference"), signed=True)] if tests else []),
             ]
             for row in document["terms"]
         ]
-        columns = ["term", "off<", "it brings", "95 %", "of the gain", *(["in test AP**"] if tests else [])]
-        out.print(table(f"What each term of {label(document['terms_of'])} brings", columns, terms))
-    out.print(
-        "Percent. * optimistic: they were chosen for it. ** reported only: test generators never choose."
-    )
+        columns = [
+            "term",
+            "switched off<",
+            "gain",
+            "95 %",
+            *(["of the gain over the probe"] if has_gain else []),
+        ]
+        columns += ["in test AP**"] if tests else []
+        out.print(table(f"Gain from each term of {label(document['terms_of'])}", columns, terms))
+        if not has_gain:
+            out.print(NO_SHARES)
+    out.print("Percent. * optimistic: used to choose them. ** reported only: test generators never choose.")
+    one_class = [name for name in tests if all(row["test"][name]["mean"] is None for row in rows)]
+    if one_class:
+        out.print(
+            f"Mean test AP leaves out {', '.join(one_class)}: images of one class only, so AP is undefined.",
+            markup=False,
+        )
     for name in document["failed"]:
         out.print(f"{name} finished no trial.", markup=False)
+    if document.get("ahead_collapsed"):  # not in files of earlier releases
+        out.print(
+            f"No finalists, though ahead in the search: {', '.join(document['ahead_collapsed'])}. Their masks have "
+            "collapsed.",
+            markup=False,
+        )
     verdict = document["verdict"]
     out.print(("Winner: " if verdict["winner"] else "Verdict: ") + verdict["reason"], markup=False)
 
@@ -251,8 +288,15 @@ def finalists_command(
     """Train the best configurations of STUDY again on fresh seeds, beside a tuned linear probe: winner or tie."""
     path = under_workspace(workspace, "studies", study)
     spec = read_spec(path)
+    ending = Ending()
     document = run_finalists(
-        path, workspace=workspace, top=top, num_seeds=num_seeds, with_terms=with_terms, **running
+        path,
+        workspace=workspace,
+        top=top,
+        num_seeds=num_seeds,
+        with_terms=with_terms,
+        ending=ending,
+        **running,
     )
 
     def show() -> None:
@@ -262,7 +306,8 @@ def finalists_command(
 
     emit(as_json, document, show)
     if document["failed"]:
-        raise WorkFailed(
+        ending.add(
             f"{len(document['failed'])} of the finalists finished no trial; the reasons are in the ledger of "
             f"{document['study_of_finalists']}."
         )
+    ending.close()

@@ -1,13 +1,16 @@
 """Every head under one protocol: a study for each on one store, and one table."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from causal_tune.cli.encoding import Encoding
+from causal_tune.cli.ending import Ending
 from causal_tune.cli.job import encode_images, image_options, roles_of
 from causal_tune.cli.output import (
     emit,
@@ -19,6 +22,7 @@ from causal_tune.cli.output import (
     percent,
     table,
     workspace_option,
+    workspace_words,
 )
 from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.errors import InvalidConfig, WorkFailed
@@ -81,9 +85,17 @@ def summarise(result: StudyResult) -> dict[str, Any]:
 
 
 def _mean(summary: Mapping[str, Any], generators: tuple[str, ...], key: str) -> float | None:
-    values = [summary["generators"][name].get(key) for name in generators]
-    present = [value for value in values if value is not None]
-    return sum(present) / len(present) if present and len(present) == len(values) else None
+    """Over the generators with images of both classes: those of one have no AP."""
+    judged = [summary["generators"][name] for name in generators]
+    present = [
+        metrics[key] for metrics in judged if metrics.get("ap") is not None and metrics.get(key) is not None
+    ]
+    return math.fsum(present) / len(present) if present else None
+
+
+def _one_class(summaries: Mapping[str, Mapping[str, Any]], tests: tuple[str, ...]) -> list[str]:
+    chosen = [summary["generators"] for summary in summaries.values() if "winner" in summary]
+    return [name for name in tests if any(generators[name].get("ap") is None for generators in chosen)]
 
 
 def heads_table(summaries: Mapping[str, Mapping[str, Any]], tests: tuple[str, ...]) -> list[list[str]]:
@@ -173,16 +185,31 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
             )
             summaries: dict[str, dict[str, Any]] = {}
             tests: tuple[str, ...] = ()
+            ending = Ending()
+            stopped: WorkFailed | None = None
             for head in heads:
-                result, _ = run_tune(
-                    workspace=workspace,
-                    store=done.store.path,
-                    study=f"{study}-{head}",
-                    space=_space(head, chosen),
-                    **options,
-                )
+                again = f"causal-tune leaderboard {study}-{head}{workspace_words(workspace)}"
+                try:
+                    result, _ = run_tune(
+                        workspace=workspace,
+                        store=done.store.path,
+                        study=f"{study}-{head}",
+                        space=_space(head, chosen),
+                        **options,
+                    )
+                except WorkFailed as error:  # stopped, or no room: that ends the others too, and is told last
+                    stopped = error
+                    break
+                except Exception as error:
+                    if not summaries:  # before any study: wrong usage
+                        raise
+                    ending.failed(f"The head {head} has no row", again, error)
+                    continue
+                summary = ending.step(f"The head {head} has no row", again, partial(summarise, result))
+                if summary is not None:
+                    summaries[head] = summary
                 tests = result.spec.test_generators
-                summaries[head] = summarise(result)
+                ending.add(result.undelivered)
                 for record in result.records:
                     if not record.finished:
                         err.print(f"{head}: trial {record.number} failed: {record.reason}", markup=False)
@@ -197,17 +224,28 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                     "acc. val",
                 ]
                 columns += ["failed", "collapsed", "trials s", "wall s"]
-                title = f"{len(heads)} heads, {options['trials']} trials each, layer {chosen}"
+                title = f"{len(summaries)} heads, {options['trials']} trials each, layer {chosen}"
                 out.print(table(title, columns, heads_table(summaries, tests)))
                 out.print(
                     "Percent; AP and accuracies are means over the test generators. acc. 0.5: at probability 0.5; "
                     f"acc. val: at the threshold of the validation split. Seed {options['seed']}, one each: "
                     "differences of a few points are noise."
                 )
+                if absent := _one_class(summaries, tests):
+                    out.print(
+                        f"The means are over {len(tests) - len(absent)} of {len(tests)} test generators: "
+                        f"{', '.join(absent)} left out, images of one class only.",
+                        markup=False,
+                    )
 
-            emit(as_json, {"heads": summaries, "test_generators": list(tests)}, show)
             num_failed = sum(summary["num_failed"] for summary in summaries.values())
             if num_failed:
-                raise WorkFailed(f"{num_failed} trials failed; the others stand. Their reasons are above.")
+                ending.add(f"{num_failed} trials failed; the others stand. Their reasons are above.")
+            document = {"heads": summaries, "test_generators": list(tests), "problems": ending.problems}
+            if summaries:
+                emit(as_json, document, show)
+            if stopped:
+                raise stopped
+            ending.close()
 
     return command

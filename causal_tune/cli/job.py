@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import click
 from causal_tune.audit.run import audit_index
 from causal_tune.cli.audit import show_findings
 from causal_tune.cli.encoding import Encoding, encoding_options
+from causal_tune.cli.ending import Ending
+from causal_tune.cli.export import passed_over_note
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.index import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
@@ -25,11 +28,12 @@ from causal_tune.cli.output import (
 )
 from causal_tune.cli.reports import study_report
 from causal_tune.cli.tune import run_tune, study_options
-from causal_tune.errors import WorkFailed
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.choice import Choice
 from causal_tune.report.page import write_report
+from causal_tune.report.section import Report
+from causal_tune.selection import best
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import study_path
@@ -92,7 +96,11 @@ def run_job(
     next_steps: Mapping[str, str] | None = None,
     **study_settings: Any,
 ) -> None:
-    """Index, extract, tune, show and export; every step continues what an earlier run left."""
+    """Index, extract, tune, show and export; every step continues what an earlier run left.
+
+    Once trials have ended their table is shown, and no later step that fails takes anything with it: `WorkFailed` names
+    each, with the command that repeats it.
+    """
     folder = study_path(workspace, study)  # a bad name or space is told before hours of encoding
     space = space if isinstance(space, SearchSpace) else load_space(space)
     index_path = workspace / "index" / f"{study}.parquet"
@@ -117,29 +125,58 @@ def run_job(
         **study_settings,
     )
     criterion = result.spec.criterion
-    detector_path = workspace / "detectors" / study
-    detector = export_detector(folder, detector_path)
-    report_path = folder / "report" / "report.html"
-    report = study_report(folder)
-    write_report(report, report_path.parent)
-    withstands = next(
-        (one for part in report.sections for one in part.tables if one.name == "robustness"), None
-    )
     rows = leaderboard_rows(result.spec, result.records, criterion)
-
-    def show() -> None:
+    ending = Ending()
+    ending.add(result.undelivered)
+    again = partial(_command, study, workspace)
+    if not as_json:  # before what may fail: the result of hours of training
         out.print()
         show_leaderboard(result.spec, rows, criterion, most=5)
         out.print()
-        show_winner(result.spec, result.records, criterion)
+        ending.step(
+            "The winner's table was not shown",
+            again("leaderboard"),
+            lambda: show_winner(result.spec, result.records, criterion),
+        )
+    report_path = folder / "report" / "report.html"
+    detector_path = workspace / "detectors" / study
+    report = detector = None
+    if rows:
+        report = ending.step(
+            "The report was not written", again("report"), lambda: _write_report(folder, report_path.parent)
+        )
+        detector = ending.step(
+            "The detector was not exported", again("export"), lambda: export_detector(folder, detector_path)
+        )
+    else:
+        ending.step(
+            "There is neither a report nor a detector",
+            again("leaderboard"),
+            lambda: best(result.records, criterion, result.spec.roles),
+        )
+    provenance = detector.description["provenance"] if detector else {}
+
+    def show() -> None:
+        withstands = report and next(
+            (one for part in report.sections for one in part.tables if one.name == "robustness"), None
+        )
         if withstands:
             out.print(table("What it withstands: mean AP, %", withstands.columns, withstands.rows))
-        out.print(f"\nReport: {report_path}", soft_wrap=True)
-        out.print(f"Detector: {detector_path}", soft_wrap=True)
+        out.print()
+        if report:
+            out.print(f"Report: {report_path}", soft_wrap=True)
+        if detector:
+            out.print(f"Detector: {detector_path}", soft_wrap=True)
+        if note := passed_over_note(provenance):
+            out.print(note, markup=False)
         steps = {
-            "score images": f"causal-tune predict {detector_path} PATH... -o scores.csv",
+            **(
+                {"score images": f"causal-tune predict {detector_path} PATH... -o scores.csv"}
+                if detector
+                else {}
+            ),
             "all trials": f"causal-tune leaderboard {result.path}",
-            "how sure it is": f"causal-tune finalists {study}{workspace_words(workspace)}",
+            **({"how sure it is": again("finalists")} if rows else {}),
             "compare in MLflow": ui_command,
             **(next_steps or {}),
         }
@@ -148,6 +185,12 @@ def run_job(
             out.print(f"  {what + ':':<20}{command}", soft_wrap=True, markup=False, highlight=False)
 
     num_failed = sum(record.failed for record in result.records)
+    if num_failed or done.num_quarantined:
+        ending.add(
+            f"Done, with {num_failed} of {len(result.records)} trials failed and {done.num_quarantined:,} of "
+            f"{done.num_indexed:,} images unreadable; the reasons are in {result.path / 'trials'} and "
+            f"{done.store.path / 'quarantine.arrow'}."
+        )
     document = {
         "index": str(index_path),
         "store": str(done.store.path),
@@ -159,19 +202,26 @@ def run_job(
         "num_failed": num_failed,
         "criterion": criterion,
         "leaderboard": rows,
-        "report": str(report_path),
-        "detector": str(detector_path),
-        "winner": detector.description["provenance"],
-        "metrics": detector.description["metrics"],
+        "report": str(report_path) if report else None,
+        "detector": str(detector_path) if detector else None,
+        "winner": provenance or None,
+        "metrics": detector.description["metrics"] if detector else None,
         "mlflow_ui": ui_command,
+        "problems": ending.problems,
     }
     emit(as_json, document, show)
-    if num_failed or done.num_quarantined:
-        raise WorkFailed(
-            f"Done, with {num_failed} of {len(result.records)} trials failed and {done.num_quarantined:,} of "
-            f"{done.num_indexed:,} images unreadable; the reasons are in {result.path / 'trials'} and "
-            f"{done.store.path / 'quarantine.arrow'}."
-        )
+    ending.close()
+
+
+def _command(study: str, workspace: Path, name: str) -> str:
+    """What to type to do one step of the job again."""
+    return f"causal-tune {name} {study}{workspace_words(workspace)}"
+
+
+def _write_report(study_folder: Path, folder: Path) -> Report:
+    report = study_report(study_folder)
+    write_report(report, folder)
+    return report
 
 
 def image_options(encoder: str, degrade: Sequence[str] = ()) -> Callable[[Any], Any]:

@@ -1,6 +1,7 @@
 """A study's report, built once for the page and for MLflow."""
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,15 +21,20 @@ _WINNERS = {"roc", "calibration", "mask", "mask_dimensions", "features", "robust
 """Figures that show one head; the others show the search."""
 
 
-def study_figures(study_path: Path, shown: str = "") -> Figures | None:
-    """The figures of the study's report; None where they are those that are `shown`, or cannot be drawn (a warning)."""
+def study_figures(
+    study_path: Path, shown: str = "", *, failed: Callable[[str], None] | None = None
+) -> Figures | None:
+    """The figures of the study's report; None where they are those that are `shown`, or cannot be drawn.
+
+    The reason why they cannot be drawn goes to `failed`, by default a warning on stderr.
+    """
     of = _state(study_path)
     if of == shown:
         return None
     try:
         sections = _report(study_path, of).sections
     except Exception as error:  # noqa: BLE001 - the study stands without its figures
-        err.print(f"Warning: MLflow gets no figures of {study_path.name}: {error}", markup=False)
+        (failed or _warn)(f"MLflow gets no figures of {study_path.name}: {error}")
         return None
     drawn = {
         name: (caption, drawing.svg)
@@ -37,6 +43,10 @@ def study_figures(study_path: Path, shown: str = "") -> Figures | None:
     }
     search_first = sorted(drawn, key=_WINNERS.__contains__)
     return Figures(of=of, drawn={name: drawn[name] for name in search_first})
+
+
+def _warn(problem: str) -> None:
+    err.print(f"Warning: {problem}", markup=False)
 
 
 def study_report(study_path: Path) -> "Report":

@@ -1,12 +1,15 @@
 """`tune`: create, continue or extend a study."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from causal_tune.cli.ending import Ending
 from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -20,7 +23,6 @@ from causal_tune.cli.output import (
     workspace_words,
 )
 from causal_tune.cli.reports import study_figures
-from causal_tune.errors import WorkFailed
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, rank, score
 from causal_tune.study.pruning import GRACE_STEPS, PRUNER, PRUNERS
@@ -143,7 +145,8 @@ def run_tune(
 ) -> tuple[StudyResult, str]:
     """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI.
 
-    With `figures` MLflow gets those of its report.
+    With `figures` MLflow gets those of its report. What MLflow did not get is in `StudyResult.undelivered`, with the
+    command that delivers it.
     `settings` are the rest of `make_spec`: sampler, pruner, grace_steps, objectives, layers.
     """
     spec = make_spec(
@@ -160,7 +163,8 @@ def run_tune(
         **settings,
     )
     path = study_path(workspace, study)
-    draw = partial(study_figures, path) if figures else None
+    problems: list[str] = []
+    draw = partial(study_figures, path, failed=problems.append) if figures else None
     tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=draw)
     before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
@@ -187,6 +191,12 @@ def run_tune(
             on_event=on_event,
             tracker=tracker,
         )
+    problems += [result.undelivered] if result.undelivered else []
+    if problems:
+        again = f"causal-tune sync {spec.name}{workspace_words(workspace)}"
+        again += f" --tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else ""
+        said = " ".join(problem.rstrip(".") + "." for problem in problems)
+        result = replace(result, undelivered=f"{said} Deliver what is missing with `{again}`.")
     return result, tracker.ui_command()
 
 
@@ -229,11 +239,15 @@ def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None,
         "num_failed": num_failed,
         "criterion": result.spec.criterion,
         "mlflow_ui": ui_command,
+        "undelivered": result.undelivered,
         "leaderboard": leaderboard_rows(result.spec, result.records, result.spec.criterion),
     }
     emit(as_json, document, show)
+    ending = Ending()
+    ending.add(result.undelivered)
     if num_failed:
-        raise WorkFailed(
+        ending.add(
             f"{num_failed} of {len(result.records)} trials failed; the others stand. Their reasons are in "
             f"{result.path / 'trials'}."
         )
+    ending.close()

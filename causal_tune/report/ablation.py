@@ -10,6 +10,7 @@ from causal_tune.report.paper import plain_name
 from causal_tune.report.section import Section
 from causal_tune.report.tables import Table, over_seeds, percent, signed
 from causal_tune.selection import Roles
+from causal_tune.study.finalists import NO_SHARES, gain_over_probe
 from causal_tune.study.spec import StudySpec
 from causal_tune.trial import TrialConfig
 
@@ -236,35 +237,32 @@ def ablation(
 
 
 def _terms(spec: StudySpec, document: Mapping[str, Any]) -> Section:
+    has_gain = gain_over_probe(document, document["terms_of"]) is not None
+    columns = ["term", "switched off<", "without it", "gain", "p", "covers<"]
+    columns += ["of the gain over the probe"] if has_gain else []
+    columns.append("in mean test AP")
+    rows = [_term_cells(row, has_gain) for row in document["terms"]]
     return Section(
         title="Ablation",
         text=f"Each term of {document['terms_of']} switched off alone, on the same {len(document['seeds'])} seeds and "
         f"the same images: {spec.criterion} with the term minus without it, in points. A term whose interval holds 0 "
-        "may bring nothing. The intervals are not corrected for the number of terms.",
+        "may contribute nothing. The intervals are not corrected for the number of terms."
+        + ("" if has_gain else f" {NO_SHARES}"),
         tables=[
             Table(
                 name="terms",
-                caption=f"What each term of {document['terms_of']} brings, with 95 % intervals; test AP chose nothing.",
-                columns=[
-                    "term",
-                    "switched off<",
-                    "without it",
-                    "it brings",
-                    "p",
-                    "covers<",
-                    "of the gain over the probe",
-                    "in mean test AP",
-                ],
-                rows=[_term_cells(row) for row in document["terms"]],
+                caption=f"Gain from each term of {document['terms_of']}, with 95 % intervals; test AP chose nothing.",
+                columns=columns,
+                rows=[row + ["-"] * (len(columns) - len(row)) for row in rows],
             )
         ],
     )
 
 
-def _term_cells(row: Mapping[str, Any]) -> list[str]:
+def _term_cells(row: Mapping[str, Any], has_gain: bool) -> list[str]:
     off = ", ".join(f"{key} {value}" for key, value in row["off"].items())
     if "failed" in row:
-        return [row["term"], off, "failed", *["-"] * 5]
+        return [row["term"], off, "failed"]
     return [
         row["term"],
         off,
@@ -272,7 +270,7 @@ def _term_cells(row: Mapping[str, Any]) -> list[str]:
         signed(row["difference"], row["interval"]),
         "-" if row["p"] is None else f"{row['p']:.3f}",
         row["covers"],
-        "-" if row["share"] is None else f"{100 * row['share']:.0f} %",
+        *(["-" if row["share"] is None else f"{100 * row['share']:.0f} %"] if has_gain else []),
         "-" if row["test_difference"] is None else over_seeds(row["test_difference"], signed=True),
     ]
 

@@ -27,8 +27,8 @@ def audited(spec: StudySpec, store: FeatureStore, index: Path | None) -> Section
     audit = audit_index(table, store=store, train_generators=spec.train_generators)
     notes = len(audit.findings) - audit.num_findings
     said = [
-        f"{plural(audit.num_images, 'image')}: {plural(audit.num_findings, 'finding')} and {plural(notes, 'note')}. A "
-        f"finding makes figures of this report wrong. `{command}` shows the images.",
+        f"{plural(audit.num_images, 'image')}: {plural(audit.num_findings, 'finding')} and {plural(notes, 'note')}. "
+        f"Findings mean that figures in this report cannot be trusted. `{command}` shows the images.",
         *(
             f"{one.severity.capitalize()}, {one.kind.replace('_', ' ')}: {one.what} {one.next_step}"
             for one in audit.findings

@@ -15,11 +15,11 @@ from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.report.measured import beside_paper
 from causal_tune.report.paper import OwnHead, printed_name
-from causal_tune.report.recommended import best_probe, recommended
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.study.finalists import read_finalists
+from causal_tune.study.recommended import recommended, tuned_probe
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.wording import plural
@@ -108,29 +108,29 @@ def _beside_paper(heads: Sequence[_Head]) -> list[Section]:
 
 
 def _heads(path: Path) -> list[_Head]:
-    """The recommended head of a study and, where that is another trial, the search's best linear probe."""
+    """The recommended head of a study and, where finalists tuned one beside another head, the linear probe."""
     spec = read_spec(path)
     records = Ledger(path / "trials").records()
-    chosen = recommended(path, spec, records, read_finalists(path, len(records)))
-    found = [(path.name, chosen.path, chosen.spec, chosen.record)]
-    probe = best_probe(spec, records)
-    if probe is not None and chosen.record.config["head"] != "linear":
-        found.append((f"{path.name}, linear probe", path, spec, probe))
+    finalists = read_finalists(path, len(records))
+    chosen = recommended(path, spec, records, finalists)
+    found = [(path.name, chosen)]
+    if probe := tuned_probe(path, finalists, chosen):
+        found.append((f"{path.name}, tuned linear probe", probe))
     store = FeatureStore(spec.store_path).description
     return [
         _Head(
             name=name,
-            spec=own,
-            record=record,
+            spec=one.spec,
+            record=one.record,
             encoder=store["encoder"]["name"],
             index_sha256=store["index_sha256"],
             scored={
                 key: value
-                for key, value in trial_scores(where, own, record).items()
+                for key, value in trial_scores(one.path, one.spec, one.record).items()
                 if key != VALIDATION and not key.startswith("view/")
             },
         )
-        for name, where, own, record in found
+        for name, one in found
     ]
 
 
@@ -150,9 +150,9 @@ def _verdict(heads: Sequence[_Head], unseen: Sequence[str], pairs: Sequence[_Pai
     return [
         f"On the {plural(len(unseen), 'generator')} that every study judged and none trained on or chose by "
         f"({', '.join(unseen)}), {best} has the highest mean AP, {percent(means[best])} %.",
-        f"It is a tie with {'; '.join(ties)}: their images do not tell them apart."
+        f"It is a tie with {'; '.join(ties)}: the differences are within what these images alone produce."
         if ties
-        else "It is better than each of the others by more than their images may do.",
+        else "It is better than each of the others: the differences exceed what these images alone produce.",
         "That is a reading of test data: it says which study's rule chose well, and is no rule to choose by.",
     ]
 
@@ -182,7 +182,12 @@ def _what(heads: Sequence[_Head]) -> Section:
     ]
     return Section(
         title="What is compared",
-        text="Of each study the head that it recommends, and beside it the best linear probe of its search.",
+        text="Of each study the head that it recommends"
+        + (
+            ", and the linear probe that its `causal-tune finalists` tuned as long."
+            if any(head.name.endswith("linear probe") for head in heads)
+            else "."
+        ),
         tables=[
             Table(
                 name="studies",

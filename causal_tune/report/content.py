@@ -11,12 +11,12 @@ from causal_tune.report import figures
 from causal_tune.report.ablation import ablation
 from causal_tune.report.audited import audited
 from causal_tune.report.measured import measured, remembered
-from causal_tune.report.recommended import Chosen, recommended
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table, over_seeds, percent, signed, with_ends
-from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score
+from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score, undefined_note
 from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
+from causal_tune.study.recommended import Chosen, recommended, tuned_probe
 from causal_tune.study.spec import StudySpec, read_spec
 
 __all__ = ["build"]
@@ -34,7 +34,7 @@ def build(study_path: Path, index: Path | None = None) -> Report:
     chosen = recommended(study_path, spec, records, finalists)
     store = None
     try:
-        judged = measured(study_path, spec, records, chosen)
+        judged = measured(study_path, spec, records, chosen, tuned_probe(study_path, finalists, chosen))
         store = FeatureStore(spec.store_path)
     except StoreError as error:
         judged = [remembered(spec, chosen, error)]
@@ -65,23 +65,30 @@ def _verdict(
         first = f"{finalists['verdict']['reason']} What is recommended is {what}."
     else:
         value = score(chosen.record, spec.criterion, spec.roles)
+        sound = " without a collapsed mask" if chosen.passed_over else ""
         first = (
-            f"The best of {len(records)} trials by {spec.criterion} is trial {chosen.record.id}, {what}, with "
-            f"{percent(value)} %; that score chose it and flatters it, and `causal-tune finalists {spec.name}` says "
-            "how sure it is."
+            f"The best of {len(records)} trials by {spec.criterion}{sound} is trial {chosen.record.id}, {what}, with "
+            f"{percent(value)} %. That score is optimistic, because it was used to choose; "
+            f"`causal-tune finalists {spec.name}` measures it on fresh seeds."
         )
+    if chosen.passed_over:
+        names = ", ".join(record.id for record in chosen.passed_over)
+        first += f" A collapsed mask is no causal head, so it is recommended instead of {names}."
+    elif chosen.record.collapsed:
+        first += f" Its mask has collapsed to all {chosen.record.collapsed}: it is no causal head."
     test = score(chosen.record, "oracle", spec.roles) if spec.test_generators else None
     second = (
-        f"On the test generators {', '.join(spec.test_generators)}, which chose nothing, its mean AP is "
+        f"On the test generators {', '.join(spec.test_generators)}, which took no part in choosing, its mean AP is "
         f"{percent(test)} %."
         if spec.test_generators
-        else "The study has no test generators, so nothing is known of unseen ones."
+        else "The study has no test generators, so it says nothing about unseen ones."
     )
+    if note := undefined_note(chosen.record, spec.roles):
+        second += f" {note}"
     warning = saturated(records, spec.criterion, spec.roles)
     collapsed = sum(record.collapsed is not None for record in records)
     third = (
-        warning
-        or f"{collapsed} of {len(records)} masks collapsed, and the criterion could tell trials apart."
+        warning or f"{collapsed} of {len(records)} masks collapsed. The criterion could tell trials apart."
     )
     return [first, second, third]
 
@@ -134,7 +141,7 @@ def _finalists(spec: StudySpec, document: Mapping[str, Any]) -> Section:
     ]
     return Section(
         title="Finalists",
-        text="The search's own scores are optimistic: the best of many was taken. Test AP is reported only.",
+        text="The scores of the search are optimistic, because the best of many was taken. Test AP is reported only.",
         tables=tables,
     )
 
@@ -210,14 +217,14 @@ def _short(value: Any) -> str:
 def _importance(spec: StudySpec, records: Sequence[TrialRecord], found: Sequence[Importance]) -> Section:
     clear = [one.name for one in found if one.p < 0.05 / len(found)]
     said = (
-        f"Told from chance, with the level shared among the {len(found)}: {', '.join(clear)}."
+        f"Distinguishable from chance (5 % level, shared among the {len(found)}): {', '.join(clear)}."
         if clear
-        else f"None of the {len(found)} is told from chance: what the order below says may be noise."
+        else f"None of the {len(found)} is distinguishable from chance: the order below may be noise."
     )
     numbers = [one.name for one in found if _is_number(spec, one.name)]
     shown = {
         "importance": (
-            "Share of the importance with 95 % intervals; blue where chance reaches it in less than 5 %.",
+            "Share of the importance with 95 % intervals; blue where p < 0.05.",
             figures.importance(found),
         ),
         "parallel": (
@@ -234,7 +241,7 @@ def _importance(spec: StudySpec, records: Sequence[TrialRecord], found: Sequence
     return Section(
         title="What mattered",
         text=f"PED-ANOVA: how differently the best trials by {spec.criterion} lie from all of them along each "
-        f"hyperparameter. p is how often it comes out as large after the scores were dealt out at random. {said}",
+        f"hyperparameter. p is the share of random permutations of the scores whose importance is as large. {said}",
         tables=[
             Table(
                 name="importance",
@@ -346,18 +353,18 @@ def _recipe(
         *([name, found] for name, found in sorted(spec.versions.items())),
     ]
     return Section(
-        title="Making it again",
+        title="Reproduce",
         text="The commands in order; "
         + (
             "INDEX is the index whose hash stands below."
             if store
-            else "the store, which is gone, would say of what it was made."
+            else "the store is gone, and with it the record of the images, encoder and layers that it was made from."
         ),
         code="\n".join(code),
         tables=[
             Table(
                 name="provenance",
-                caption="What the figures are a function of.",
+                caption="Inputs of the figures.",
                 columns=["what", "value<"],
                 rows=facts,
             )

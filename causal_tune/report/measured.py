@@ -11,12 +11,12 @@ from causal_tune.judgement import judge
 from causal_tune.ledger import TrialRecord
 from causal_tune.report import feature_map, figures
 from causal_tune.report.paper import OwnHead, paper_tables
-from causal_tune.report.recommended import Chosen, best_probe
 from causal_tune.report.section import Section
 from causal_tune.report.tables import Table, percent, signed, with_ends
 from causal_tune.resampling import NUM_DRAWS, Scored, draw, interval_of, resampled_ap
 from causal_tune.selection import rank
 from causal_tune.study.parts import feature_parts
+from causal_tune.study.recommended import Chosen
 from causal_tune.study.robustness import degraded_scores
 from causal_tune.study.scores import VALIDATION, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec
@@ -24,23 +24,23 @@ from causal_tune.study.spec import StudySpec
 __all__ = ["beside_paper", "measured", "remembered"]
 
 _ACCURACIES = ("accuracy", "real acc.", "gen. acc.", "acc. at val. threshold")
+_AGAINST = "Against the linear probe"
 _MASK_BY_EPOCH = "The mask on the validation split, epoch by epoch."
 
 
 def measured(
-    study_path: Path, spec: StudySpec, records: Sequence[TrialRecord], chosen: Chosen
+    study_path: Path, spec: StudySpec, records: Sequence[TrialRecord], chosen: Chosen, probe: Chosen | None
 ) -> list[Section]:
-    """What the recommended head says of images: all that needs the features."""
-    probe = best_probe(spec, records)
+    """What the recommended head says of images, and the `tuned_probe` beside it: all that needs the features."""
     scored = trial_scores(chosen.path, chosen.spec, chosen.record)
     return [
         _generators(spec, chosen, scored),
-        *([_against_probe(study_path, spec, chosen, scored, probe)] if probe else []),
+        _against_probe(spec, chosen, scored, probe),
         *beside_paper(
             spec.train_generators,
             [OwnHead(f"{spec.name} ({chosen.record.config['head']})", spec.val_generators, scored)],
         ),
-        *_robustness(study_path, spec, chosen, probe),
+        *_robustness(spec, chosen, probe),
         *_features(study_path, spec, records, chosen),
     ]
 
@@ -82,12 +82,12 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
         title="Generator by generator",
         text="Accuracy is at probability 0.5, and beside it at the threshold that is best on the validation split. A "
         "set with one class has no AP and no AUC: they are undefined, not 0. ECE is after Platt scaling on validation "
-        "data. Sets that trained or chose are optimistic.",
+        "data. Figures on sets that trained or chose the head are optimistic.",
         tables=[table],
         figures={
-            "roc": ("Generated images found against real ones mistaken.", figures.roc(shown)),
+            "roc": ("ROC: true-positive against false-positive rate.", figures.roc(shown)),
             "calibration": (
-                "Reliability on the validation data, which fitted the scaling: it looks better here than elsewhere.",
+                "Reliability on the validation data that the scaling was fitted to: expect it to be worse elsewhere.",
                 figures.calibration(fitted, calibration),
             ),
         },
@@ -95,9 +95,17 @@ def _generators(spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored]) -
 
 
 def _against_probe(
-    study_path: Path, spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored], probe: TrialRecord
+    spec: StudySpec, chosen: Chosen, scored: Mapping[str, Scored], probe: Chosen | None
 ) -> Section:
-    theirs = trial_scores(study_path, spec, probe)
+    if probe is None:
+        return Section(
+            title=_AGAINST,
+            text="Left out: the recommended head is itself a linear probe."
+            if chosen.record.config["head"] == "linear"
+            else "Left out: the search has no linear probe that was tuned with as many trials on the same layers. "
+            f"`causal-tune finalists {spec.name}` tunes one, and the next report compares it.",
+        )
+    theirs = trial_scores(probe.path, probe.spec, probe.record)
     rng = np.random.default_rng(spec.seed)
     rows = []
     for name, one in scored.items():
@@ -120,15 +128,17 @@ def _against_probe(
         rows.append([*cells, f"{right} / {wrong}", f"{_mcnemar(right, wrong):.3f}"])
     table = Table(
         name="against_probe",
-        caption=f"The recommended head minus the search's best linear probe (trial {probe.id}), on the same images.",
+        caption=f"The recommended head on {chosen.record.config['layer']} minus the tuned linear probe on "
+        f"{probe.record.config['layer']} (trial {probe.record.id} of {probe.spec.name}), on the same images.",
         columns=["set", "role<", "AP, points", "p", "right only it / only the probe", "McNemar p"],
         rows=rows,
     )
     return Section(
-        title="Against the linear probe",
-        text="AP: paired bootstrap over images. Accuracy at 0.5: McNemar's exact test on the images that only one of "
-        "the two gets right. One training each: the spread over seeds is not in these figures, and no correction is "
-        "made for the number of rows.",
+        title=_AGAINST,
+        text="The probe was tuned with as many trials as the search had, on the layers that were searched. AP: paired "
+        "bootstrap over images. Accuracy at 0.5: McNemar's exact test on the images that only one of the two gets "
+        "right. One training of each, the best by the criterion: the spread over seeds is not in these figures, and no "
+        "correction is made for the number of rows.",
         tables=[table],
     )
 
@@ -145,13 +155,11 @@ def _mcnemar(right: int, wrong: int) -> float:
     return float(binomtest(right, right + wrong).pvalue) if right + wrong else 1.0
 
 
-def _robustness(
-    study_path: Path, spec: StudySpec, chosen: Chosen, probe: TrialRecord | None
-) -> list[Section]:
-    """What the recommended head and the probe withstand; nothing where the store has no degraded views."""
+def _robustness(spec: StudySpec, chosen: Chosen, probe: Chosen | None) -> list[Section]:
+    """What the recommended head and the tuned probe withstand; nothing where the store has no degraded views."""
     heads = {"recommended": degraded_scores(chosen.path, chosen.spec, chosen.record)}
-    if probe is not None and chosen.record.config["head"] != "linear":
-        heads["linear probe"] = degraded_scores(study_path, spec, probe)
+    if probe is not None:
+        heads["tuned linear probe"] = degraded_scores(probe.path, probe.spec, probe.record)
     views = heads["recommended"]
     # generators that chose are no evidence, unless there are no others
     unseen = [
@@ -185,7 +193,7 @@ def _robustness(
             + (
                 ""
                 if unseen
-                else "These generators chose the head: the store has no degraded view of test images."
+                else "These generators were used to choose the head: the store has no degraded view of test images."
             ),
             tables=[
                 Table(

@@ -53,7 +53,7 @@ class Delivery:
         self._connected: Future[None]
         self._started: Future[None]
         self._is_broken = False
-        self._problem: Exception | None = None
+        self._problem: str | None = None
 
     def __enter__(self) -> "Delivery":
         self._connected = self._thread.submit(self._tracker.connect)
@@ -82,21 +82,24 @@ class Delivery:
         """Deliver one trial, soon."""
         self._thread.submit(self._log_trial, record)
 
-    def take_problem(self) -> TrackingError | None:
+    def take_problem(self) -> str | None:
         """What went wrong since the last call. No trial is delivered any more then; `finish` tries once again."""
         problem, self._problem = self._problem, None
-        if problem is None or isinstance(problem, TrackingError):
-            return problem
-        raise problem
+        return problem
 
     def wait(self) -> None:
         """Until nothing is on its way any more; there are no further trials."""
         self._thread.shutdown()
 
     def finish(self, records: Iterable[TrialRecord], best: TrialRecord | None) -> None:
-        """Deliver what is missing after `wait`, and end; `TrackingError` where that fails."""
-        self._tracker.sync(records)
-        self._tracker.finish(best)
+        """Deliver what is missing after `wait`, and end; `TrackingError` where that fails, whatever the cause."""
+        try:
+            self._tracker.sync(records)
+            self._tracker.finish(best)
+        except TrackingError:
+            raise
+        except Exception as error:
+            raise TrackingError(_words(error)) from error
 
     def _start(self, records: Sequence[TrialRecord]) -> None:
         self._connected.result()  # or raise what kept it from that
@@ -108,5 +111,12 @@ class Delivery:
             return
         try:
             self._tracker.log_trial(record, self._roles)
-        except Exception as error:  # noqa: BLE001  kept, and told or raised by whoever runs the study
-            self._problem, self._is_broken = error, True
+        except Exception as error:  # noqa: BLE001  kept, and told by whoever runs the study
+            self._problem, self._is_broken = _words(error), True
+
+
+def _words(error: Exception) -> str:
+    """A refusal in its own words; a mistake in the tracker with its type."""
+    if isinstance(error, TrackingError):
+        return str(error)
+    return f"The tracker failed with {type(error).__name__}: {error}."

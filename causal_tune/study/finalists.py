@@ -2,8 +2,10 @@
 
 The best of many trials owes part of its score to luck, so the search's own scores flatter it. Here its best
 configurations and the linear probe, tuned with as many trials, are trained again with seeds that the search never
-used, and judged by the study's criterion: never by the test generators. Whoever is not worse than the best by more than
-the seeds and the images may do is tied with it, and of the tied the simplest is taken.
+used, and judged by the study's criterion: never by the test generators. Configurations not significantly worse than
+the best, given the spread over seeds and images, are tied with it, and the simplest of them is taken. A collapsed mask
+is no causal head: such trials of the search are no finalists, and a finalist that collapses on every seed is not
+chosen.
 
 Everything is a function of ledgers, checkpoints and the store, so `finalists.json` comes out the same every time.
 """
@@ -32,13 +34,17 @@ from causal_tune.trial import TrialConfig, completed
 __all__ = [
     "FINALISTS",
     "MAX_SEEDS",
+    "NO_SHARES",
     "PROBE",
     "TERMS",
     "Candidate",
+    "Trained",
+    "ahead_collapsed",
     "candidates_of",
     "choose",
     "chosen_training",
     "compare",
+    "gain_over_probe",
     "probe_space",
     "read_finalists",
     "repeat_space",
@@ -65,6 +71,8 @@ TERMS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """What of CausalCLIP is switched off alone, and how."""
 
+NO_SHARES = "Shares of the gain over the probe are left out: that gain is not distinguishable from nothing."
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -86,17 +94,34 @@ class Candidate:
 
 
 def candidates_of(spec: StudySpec, records: Sequence[TrialRecord], top: int) -> list[Candidate]:
-    """The `top` best configurations of a search by its own criterion, each once; `StudyError` where there is none."""
+    """The `top` best configurations of a search by its own criterion, each once, without trials whose mask has
+    collapsed; `StudyError` where there is none."""
     found: dict[str, Candidate] = {}
-    for record, value in rank(records, spec.criterion, spec.roles):
-        one = Candidate(record.id, completed(record.config), value)
-        found.setdefault(one.key, one)
+    ranked = rank(records, spec.criterion, spec.roles)
+    for record, value in ranked:
+        if not record.collapsed:
+            one = Candidate(record.id, completed(record.config), value)
+            found.setdefault(one.key, one)
+    if ranked and not found:
+        raise StudyError(
+            f"Every trial of the study {spec.name!r} that {spec.criterion!r} can choose has a collapsed mask, so it "
+            "has no finalists. Narrow lambda1 and alpha in the search space and run a study under another name."
+        )
     if not found:
         raise StudyError(
             f"No trial of the study {spec.name!r} can be chosen by {spec.criterion!r}, so it has no finalists. "
             f"Look at `causal-tune leaderboard {spec.name}`."
         )
     return list(found.values())[:top]
+
+
+def ahead_collapsed(
+    spec: StudySpec, records: Sequence[TrialRecord], candidates: Sequence[Candidate]
+) -> list[str]:
+    """The trials that rank above the last of `candidates` and are none, because their masks have collapsed."""
+    last = min(one.search_score for one in candidates if one.search_score is not None)
+    ranked = rank(records, spec.criterion, spec.roles)
+    return [record.id for record, value in ranked if record.collapsed and value >= last]
 
 
 def probe_space(spec: StudySpec) -> SearchSpace:
@@ -169,29 +194,32 @@ def read_finalists(study_path: Path, num_trials: int) -> dict[str, Any] | None:
 
 
 def representative(
-    document: Mapping[str, Any], records: Sequence[TrialRecord], spec: StudySpec
+    document: Mapping[str, Any], records: Sequence[TrialRecord], spec: StudySpec, name: str
 ) -> TrialRecord:
-    """Of the chosen configuration's trainings the best by the criterion: what is exported.
+    """Of the trainings of the finalist `name` the best by the criterion, those without a collapsed mask first.
 
     `records` and `spec` are those of the study that trained the finalists; `StudyError` where it has gone.
     """
-    chosen = document["verdict"]["chosen"]
     rows = [*document["finalists"], document["probe"]]
-    trials = next(row["trials"] for row in rows if row and row["name"] == chosen)
+    trials = next(row["trials"] for row in rows if row and row["name"] == name)
     ranked = rank([record for record in records if record.id in trials], spec.criterion, spec.roles)
     if not ranked:
         raise StudyError(
-            f"The trials of {chosen} are not in the study {spec.name!r} any more. Run `causal-tune finalists "
+            f"The trials of {name} are not in the study {spec.name!r} any more. Run `causal-tune finalists "
             f"{document['study']}` again."
         )
-    return ranked[0][0]
+    return min((record for record, _ in ranked), key=lambda record: record.collapsed is not None)
 
 
-def chosen_training(study_path: Path, document: Mapping[str, Any]) -> tuple[Path, StudySpec, TrialRecord]:
-    """The `representative` with the study that trained it, which lies beside the one that was searched."""
+def chosen_training(
+    study_path: Path, document: Mapping[str, Any], name: str | None = None
+) -> tuple[Path, StudySpec, TrialRecord]:
+    """The `representative` of the finalist `name` (default: the chosen one) with the study that trained it, which lies
+    beside the one that was searched."""
     path = study_path.parent / document["study_of_finalists"]
     spec = read_spec(path)
-    return path, spec, representative(document, Ledger(path / "trials").records(), spec)
+    records = Ledger(path / "trials").records()
+    return path, spec, representative(document, records, spec, name or document["verdict"]["chosen"])
 
 
 # --- what they come to -----------------------------------------------------------------------------------
@@ -216,6 +244,11 @@ class Trained:
     records: dict[int, TrialRecord]
     draws: Floats | None
     """[seeds, draws] in the order of `values`; None where the criterion's scores are not kept."""
+
+    @property
+    def always_collapsed(self) -> bool:
+        """Whether no seed gave it a sound mask, so that there is nothing to export."""
+        return bool(self.records) and all(record.collapsed for record in self.records.values())
 
 
 Scores = Callable[[TrialRecord], Mapping[str, Scored]]
@@ -308,9 +341,12 @@ def choose(trained: Sequence[Trained], *, seed: int = 0) -> dict[str, Any]:
 
     A candidate is tied where the interval of its difference from the best holds 0; the level is shared among the
     comparisons (Bonferroni), so that together they err in 5 % of studies. Of the tied the simplest is chosen: the
-    linear probe before other heads, then fewer terms, then the higher mean.
+    linear probe before other heads, then fewer terms, then the higher mean. What collapsed on every seed takes part
+    only where there is nothing else.
     """
-    order = sorted(trained, key=lambda one: (-_mean(one), simplicity(one.candidate.config)))
+    sound = [one for one in trained if not one.always_collapsed]
+    left_out = [one.candidate.name for one in trained if one.always_collapsed] if sound else []
+    order = sorted(sound or trained, key=lambda one: (-_mean(one), simplicity(one.candidate.config)))
     best, others = order[0], order[1:]
     level = 1 - (1 - LEVEL) / max(1, len(others))
     pairs, tied = [], [best]
@@ -323,12 +359,20 @@ def choose(trained: Sequence[Trained], *, seed: int = 0) -> dict[str, Any]:
     chosen = min(tied, key=lambda one: (simplicity(one.candidate.config), -_mean(one)))
     names = [one.candidate.name for one in tied]
     if len(tied) == 1:
-        reason = f"{_spoken(names[0])} is better than every other by more than seeds and images may do."
+        reason = (
+            f"{_spoken(names[0])} is better than every other; the differences exceed what seeds and images alone "
+            "produce."
+        )
+        if not others:
+            reason = f"{_spoken(names[0])} is the only one that can be chosen."
     else:
         reason = (
-            f"a tie of {', '.join(map(_spoken, names))}: none is worse than the first by more than seeds and images "
-            f"may do. {_spoken(chosen.candidate.name)} is the simplest of them.".replace(". the ", ". The ")
+            f"a tie of {', '.join(map(_spoken, names))}: their differences are within what seeds and images alone "
+            f"produce. {_spoken(chosen.candidate.name)} is the simplest of them.".replace(". the ", ". The ")
         )
+    if left_out:
+        verb = "is" if len(left_out) == 1 else "are"
+        reason += f" {', '.join(left_out)} {verb} left out: the mask collapsed on every seed."
     return {
         "winner": names[0] if len(tied) == 1 else None,
         "tie": names if len(tied) > 1 else [],
@@ -387,6 +431,16 @@ def compare(
     return document, trained
 
 
+def gain_over_probe(document: Mapping[str, Any], name: str) -> float | None:
+    """By how much the finalist `name` is better than the probe; None where the interval does not lie above 0: a gain
+    that is not distinguishable from nothing has no parts.
+    """
+    for pair in document["paired"]:
+        if (pair["a"], pair["b"]) == (name, PROBE) and pair["interval"] and pair["interval"][0] > 0:
+            return float(pair["difference"])
+    return None
+
+
 def compare_terms(
     spec: StudySpec,
     winner: Trained,
@@ -395,9 +449,9 @@ def compare_terms(
     repeats: tuple[Path, StudySpec, Sequence[TrialRecord]],
     gain: float | None,
 ) -> list[dict[str, Any]]:
-    """What each term of the winner brings: the winner minus itself without that term, on the same seeds and images.
+    """The gain from each term of the winner: the winner minus itself without that term, on the same seeds and images.
 
-    `gain` is what the winner has over the probe; `share` is a term's part of it.
+    `gain` is the winner's own (`gain_over_probe`); `share` is a term's part of it, None where there is none.
     """
     path, repeated, records = repeats
     rows: list[dict[str, Any]] = []
@@ -417,7 +471,7 @@ def compare_terms(
                 "term": term.name,
                 "off": _off(term, winner),
                 **found,
-                "share": found["difference"] / gain if gain and gain > 0 else None,
+                "share": found["difference"] / gain if gain else None,
                 "mean": _mean(off),
                 "scores": list(off.values.values()),
                 "test_difference": _plain(

@@ -76,6 +76,8 @@ class StudyResult:
     num_new: int
     """Trials that this run added."""
     duration_s: float
+    undelivered: str | None = None
+    """Why the tracker lacks some of it; None where it has everything."""
 
     @property
     def num_finished(self) -> int:
@@ -103,7 +105,8 @@ def run_study(
     A killed run is continued by calling this again; the study ends as if it had not been killed.
     `StudyError` where the study of that name is another one, where another process runs it, or where
     the ledger cannot be read or written; `StoreError` for the store; `TrackingError` where MLflow does
-    not answer at the start (later failures are warnings, and the next run delivers what is missing);
+    not answer at the start (later failures are warnings, `StudyResult.undelivered` says what remained of them, and
+    the next run delivers what is missing);
     `WorkFailed` after SIGTERM or Ctrl-C, with what is kept.
     """
     if num_trials < 1:
@@ -190,13 +193,14 @@ class _Run:
     def _end(self, started: float) -> StudyResult:
         ranked = rank(self.records.values(), self.spec.criterion, self.spec.roles)
         best = ranked[0][0] if ranked else None
+        undelivered = None
         if self.delivery:
             self.delivery.wait()
             self._tell_problem(self.delivery)
             try:
                 self.delivery.finish(self.records.values(), best)
             except TrackingError as error:
-                self._tell("warning", message=str(error))
+                undelivered = str(error)
         self._tell("ended")
         return StudyResult(
             spec=self.spec,
@@ -205,6 +209,7 @@ class _Run:
             best=best,
             num_new=len(self.records) - self.num_before,
             duration_s=time.time() - started,
+            undelivered=undelivered,
         )
 
     def _search(self, work: Work) -> None:

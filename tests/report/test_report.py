@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +15,15 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, average_precision_score, roc_auc_score, roc_curve
 
 from causal_tune.errors import StudyError
-from causal_tune.ledger import Ledger
+from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report.comparison import compare
 from causal_tune.report.content import build
 from causal_tune.report.figures import Drawing
 from causal_tune.report.page import html_page, markdown_page
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table
-from causal_tune.selection import best, score
+from causal_tune.selection import best, rank, score
+from causal_tune.study.finalists import FINALISTS
 from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.spec import read_spec
 from tests.conftest import Finished, run_cli
@@ -46,6 +49,41 @@ def ends(cell: str) -> tuple[float, float]:
 def copied(finished: Finished, tmp_path: Path) -> Path:
     """A copy of the finished workspace, whose study may be changed."""
     return Path(shutil.copytree(finished.workspace, tmp_path / "runs"))
+
+
+def write_finalists(study: Path, chosen: TrialRecord, causal: TrialRecord, probe: TrialRecord) -> None:
+    """As if the finalists of a study, one causal head and the probe, had been trained by the study itself."""
+
+    def row(name: str, record: TrialRecord) -> dict[str, Any]:
+        over = {"mean": 0.5, "low": None, "high": None, "num": 1}
+        return {
+            "name": name,
+            "trials": [record.id],
+            "config": record.config,
+            "search_score": 0.5,
+            "mean": 0.5,
+            "interval": None,
+            "over_seeds": over,
+            "test_mean": None,
+            "num_collapsed": 0,
+        }
+
+    document = {
+        "format": 1,
+        "study": study.name,
+        "criterion": "val_generators",
+        "seeds": [1],
+        "finalists": [row(causal.id, causal)],
+        "probe": row("probe", probe),
+        "budget": {"search_trials": len(Ledger(study / "trials").records())},
+        "paired": [],
+        "terms": [],
+        "verdict": {"chosen": "probe" if chosen is probe else causal.id, "reason": "Planted."},
+        "failed": [],
+        "study_of_finalists": study.name,
+        "command": "causal-tune finalists",
+    }
+    (study / FINALISTS).write_text(json.dumps(document))
 
 
 def write(study: Path, folder: Path, workspace: Path) -> dict[str, bytes]:
@@ -98,11 +136,16 @@ def test_the_same_study_gives_the_same_bytes_and_needs_no_network(finished: Fini
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_numbers_are_those_of_other_libraries(finished: Finished, tmp_path: Path) -> None:
-    write(finished.study, tmp_path, finished.workspace)
-    spec, records = read_spec(finished.study), Ledger(finished.study / "trials").records()
-    winner = best(records, spec.criterion, spec.roles)
-    scored = trial_scores(finished.study, spec, winner)
+def test_the_numbers_are_those_of_other_libraries(copied: Path, tmp_path: Path) -> None:
+    study = copied / "studies" / "small"
+    spec, records = read_spec(study), Ledger(study / "trials").records()
+    winner = next(
+        record for record, _ in rank(records, spec.criterion, spec.roles) if record.config["head"] == "causal"
+    )
+    probe = next(record for record in records if record.config["head"] == "linear")
+    write_finalists(study, winner, winner, probe)
+    write(study, tmp_path, copied)
+    scored = trial_scores(study, spec, winner)
     found = {row["set"]: row for row in rows_of(tmp_path / "tables" / "generators.csv")}
     assert found.keys() == scored.keys()
     assert VALIDATION in found
@@ -121,9 +164,10 @@ def test_the_numbers_are_those_of_other_libraries(finished: Finished, tmp_path: 
             assert low - 0.05 <= number(row[column]) <= high + 0.05
         assert number(row["real acc."]) == pytest.approx(100 * (logits[labels == 0] <= 0).mean(), abs=0.051)
         assert (int(row["n real"]), int(row["n gen."])) == ((labels == 0).sum(), (labels == 1).sum())
-    probe = next(record for record in records if record.config["head"] == "linear")
-    theirs = trial_scores(finished.study, spec, probe)
-    for row in rows_of(tmp_path / "tables" / "against_probe.csv"):
+    theirs = trial_scores(study, spec, probe)
+    against = rows_of(tmp_path / "tables" / "against_probe.csv")
+    assert {row["set"] for row in against} == {VALIDATION, "beta", "gamma"}
+    for row in against:
         one, other = scored[row["set"]], theirs[row["set"]]
         mine, its = ((item.logits > 0) == (item.labels == 1) for item in (one, other))
         right, wrong = int(np.sum(mine & ~its)), int(np.sum(~mine & its))
@@ -134,6 +178,40 @@ def test_the_numbers_are_those_of_other_libraries(finished: Finished, tmp_path: 
             other.labels, other.logits
         )
         assert number(row["AP, points"]) == pytest.approx(100 * difference, abs=0.0051)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_head_is_compared_with_a_tuned_probe_only(copied: Path, tmp_path: Path) -> None:
+    study = copied / "studies" / "small"
+    records = Ledger(study / "trials").records()
+    causal = next(record for record in records if record.config["head"] == "causal")
+    probe = next(record for record in records if record.config["head"] == "linear")
+    untuned = write(study, tmp_path / "untuned", copied)
+    assert "tables/against_probe.csv" not in untuned
+    text = untuned["report.md"].decode()
+    assert "Left out: the " in text
+    write_finalists(study, probe, causal, probe)
+    itself = write(study, tmp_path / "itself", copied)
+    assert "tables/against_probe.csv" not in itself
+    assert "Left out: the recommended head is itself a linear probe" in itself["report.md"].decode()
+    write_finalists(study, causal, causal, probe)
+    both = write(study, tmp_path / "both", copied)
+    assert "tables/against_probe.csv" in both
+    assert f"minus the tuned linear probe on proj (trial {probe.id} of small)" in both["report.md"].decode()
+    document = compare([study, shutil.copytree(study, copied / "studies" / "other")])
+    heads = [
+        row[0]
+        for section in document.sections
+        for one in section.tables
+        if one.name == "ap"
+        for row in one.rows
+    ]
+    assert heads == ["small", "small, tuned linear probe", "other", "other, tuned linear probe"]
+    (study / FINALISTS).unlink()
+    (copied / "studies" / "other" / FINALISTS).unlink()
+    document = compare([study, copied / "studies" / "other"])
+    assert not any("probe" in row[0] for one in document.sections[1].tables for row in one.rows)
 
 
 @pytest.mark.ray
@@ -234,7 +312,7 @@ def test_a_study_that_went_badly_is_told_as_it_is(copied: Path, tmp_path: Path) 
     for path in ledger.path.glob("0*.json"):
         if json.loads(path.read_text())["state"] == "finished":
             path.unlink()
-    with pytest.raises(StudyError, match="nothing to report"):
+    with pytest.raises(StudyError, match="can be chosen by"):
         build(study)
 
 
@@ -259,7 +337,7 @@ def test_what_mattered_is_told_of_enough_trials_and_drawn_with_its_points(
     files = write(study, tmp_path / "report", copied)
     rows = rows_of(tmp_path / "report" / "tables" / "importance.csv")
     assert rows[0]["hyperparameter"] == "tau"
-    assert "Told from chance" in files["report.md"].decode()
+    assert "Distinguishable from chance" in files["report.md"].decode()
     assert ": tau." in files["report.md"].decode()
     drawings = {name.removesuffix(".svg") for name in files if name.endswith(".svg")}
     assert {f"figures/{name}" for name in ("importance", "parallel", "landscape", "calibration")} <= drawings

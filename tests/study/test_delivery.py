@@ -104,11 +104,31 @@ class Wrong(Shelf):
         raise LookupError("a mistake in the tracker itself")
 
 
-def test_a_mistake_in_a_tracker_is_raised_and_the_trials_are_kept(tmp_path):
+def test_a_mistake_in_a_tracker_costs_no_trial_and_is_told(tmp_path):
     spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
-    with pytest.raises(LookupError, match="a mistake in the tracker itself"):
-        run_study(spec, num_trials=2, workspace=tmp_path, tracker=Wrong(spec))
-    assert Ledger(study_path(tmp_path, "tiny") / "trials").records()
+    warnings = []
+    result = run_study(
+        spec,
+        num_trials=2,
+        workspace=tmp_path,
+        tracker=Wrong(spec),
+        on_event=lambda event: warnings.append(event.message),
+    )
+    assert len(result.records) == 2
+    assert any("LookupError: a mistake in the tracker itself" in message for message in warnings)
+    assert result.undelivered is None  # `sync` delivered it in the end
+
+
+class WrongAtTheEnd(Shelf):
+    def finish(self, best):
+        raise LookupError("a mistake in the tracker itself")
+
+
+def test_what_a_tracker_lacks_in_the_end_is_in_the_result(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    result = run_study(spec, num_trials=1, workspace=tmp_path, tracker=WrongAtTheEnd(spec))
+    assert len(Ledger(study_path(tmp_path, "tiny") / "trials").records()) == 1
+    assert result.undelivered == "The tracker failed with LookupError: a mistake in the tracker itself."
 
 
 class Unreachable(Shelf):

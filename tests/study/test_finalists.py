@@ -19,12 +19,14 @@ from causal_tune.study.finalists import (
     TERMS,
     Candidate,
     Trained,
+    ahead_collapsed,
     candidates_of,
     choose,
     difference,
     probe_space,
     read_finalists,
     repeat_space,
+    representative,
     terms_of,
     train_results,
 )
@@ -269,6 +271,42 @@ def test_the_best_configurations_are_taken_once_each():
     assert [one.search_score for one in found] == [0.9, 0.7]
     with pytest.raises(StudyError, match="no finalists"):
         candidates_of(spec_of(), records[3:], 3)
+
+
+def test_a_collapsed_trial_is_no_finalist_and_is_named():
+    other = {**CAUSAL, "tau": 0.3}
+    records = [
+        dataclasses.replace(record_of(0, CAUSAL, 1, 0.95, 0.1), collapsed="ones"),
+        dataclasses.replace(record_of(1, other, 2, 0.9, 0.1), collapsed="zeros"),
+        record_of(2, other, 3, 0.8, 0.1),  # the same configuration, sound with this seed
+        record_of(3, LINEAR, 4, 0.7, 0.1),
+        dataclasses.replace(record_of(4, CAUSAL, 5, 0.6, 0.1), collapsed="ones"),
+    ]
+    found = candidates_of(spec_of(), records, 2)
+    assert [one.name for one in found] == ["00002-x", "00003-x"]
+    assert ahead_collapsed(spec_of(), records, found) == ["00000-x", "00001-x"]
+    with pytest.raises(StudyError, match="has a collapsed mask, so it has no finalists"):
+        candidates_of(spec_of(), records[:2], 2)
+
+
+def test_what_collapses_on_every_seed_is_not_chosen():
+    def collapsing(name, mean, collapsed):
+        records = {
+            seed: dataclasses.replace(record_of(seed, CAUSAL, seed, mean, 0.1), collapsed=how)
+            for seed, how in enumerate(collapsed)
+        }
+        return dataclasses.replace(trained(name, mean), records=records)
+
+    always = collapsing("always", 0.95, ["ones"] * 5)
+    once = collapsing("once", 0.9, ["ones", *[None] * 4])
+    verdict = choose([always, once, trained("probe", 0.5, config=LINEAR)])
+    assert verdict["winner"] == "once"
+    assert "always is left out: the mask collapsed on every seed" in verdict["reason"]
+    assert choose([always])["chosen"] == "always"
+
+    document = {"study": "a", "verdict": {"chosen": "once"}, "probe": None}
+    document["finalists"] = [{"name": "once", "trials": [one.id for one in once.records.values()]}]
+    assert representative(document, list(once.records.values()), spec_of(), "once").id == "00001-x"
 
 
 def test_seeds_are_fresh_paired_and_the_same_every_time():

@@ -105,8 +105,9 @@ def test_a_server_that_is_killed_under_a_study_has_every_trial_once_in_the_end(
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         _, told = study.communicate(timeout=300)
-        assert study.returncode == 0, told
+        assert study.returncode == 1, told
         assert "The study goes on without it" in " ".join(told.split())
+        assert f"`causal-tune sync served --workspace {finished.workspace} --tracking-uri {uri}`" in told
         records = Ledger(trials).records()
         assert len(records) == NUM_TRIALS
 
