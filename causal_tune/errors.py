@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "CausalTuneError",
     "DetectorError",
+    "DiskError",
     "IndexingError",
     "InvalidConfig",
     "StoreError",
@@ -64,6 +65,12 @@ class TrackingError(CausalTuneError):
 
 class DetectorError(CausalTuneError):
     """A detector folder that is missing, damaged or of an unknown format."""
+
+
+class DiskError(CausalTuneError, OSError):
+    """A file or folder that cannot be written: the disk is full, read-only, or the path cannot be one (`atomic`)."""
+
+    exit_code = 1
 
 
 class TrialFailed(CausalTuneError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from causal_tune.atomic import check_target, writing
 from causal_tune.errors import StudyError
 
 __all__ = ["owned"]
@@ -19,13 +20,16 @@ __all__ = ["owned"]
 def owned(folder: Path, work: str) -> Iterator[None]:
     """Be the only process that does `work` in `folder`; the operating system frees a dead owner's lock.
 
-    `StudyError` that names the owner where another process holds it.
+    `StudyError` that names the owner where another process holds it, `DiskError` where the folder cannot be
+    written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    check_target(folder / ".lock")
     owner_path = folder / ".owner.json"
     lock = FileLock(str(folder / ".lock"))
     try:
-        lock.acquire(timeout=0)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout:
         try:
             owner = json.loads(owner_path.read_text())
@@ -39,7 +43,9 @@ def owned(folder: Path, work: str) -> Iterator[None]:
         ) from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner_path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        with writing(owner_path):
+            owner_path.write_text(json.dumps(owner))
         yield
     finally:
         owner_path.unlink(missing_ok=True)

@@ -6,7 +6,6 @@
 `fetch` is the only function that uses the network.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from causal_tune.atomic import atomic_path
+from causal_tune.atomic import atomic_path, is_full
 from causal_tune.encoders import Encoder, resolve
 from causal_tune.errors import WeightsError
 from causal_tune.state_dicts import canonical_state, dequantised_onnx, read_state, state_sha256
@@ -113,7 +112,7 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
             safetensors.torch.save_file(state, temporary, metadata=metadata)
             temporary.chmod(0o644)  # safetensors writes 0600; a cache may be shared
     except (OSError, safetensors.SafetensorError) as error:
-        if not _is_disk_full(error):
+        if not is_full(error):
             raise WeightsError(
                 f"The weights of {name} could not be written to {path.parent}: {error}. "
                 "Name a cache folder that can be written."
@@ -124,12 +123,6 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
 
 def _silent(_: str) -> None:
     """Tell nobody."""
-
-
-def _is_disk_full(error: Exception) -> bool:
-    return (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    ) or "No space left" in str(error)
 
 
 def _disk_full(folder: Path) -> WeightsError:
@@ -211,7 +204,7 @@ def _from_open_clip(encoder: Encoder, tell: Tell) -> tuple[dict[str, Tensor], di
     try:
         downloaded = download(architecture, tag)
     except Exception as error:  # any of a dozen types of three libraries; kept as the reason
-        if _is_disk_full(error):
+        if is_full(error):
             raise _disk_full(Path.home()) from error
         reason = (" ".join(str(error).split()) or type(error).__name__)[:300]
         raise WeightsError(

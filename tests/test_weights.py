@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -401,25 +400,6 @@ def test_a_cache_that_cannot_be_made_is_told(offline_pip: Path, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match="cache folder that can be written"):
         fetch("vit-b-16-int8", cache_dir=tmp_path / "file" / "cache")
-
-
-def mounted(folder: Path, size: str) -> bool:
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-    try:
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A file system of a few MB."""
-    folder = tmp_path / "disk"
-    if not mounted(folder, request.param):
-        pytest.skip("mounting a small file system needs more rights")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("small_disk", ["1m"], indirect=True)

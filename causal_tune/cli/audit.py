@@ -13,7 +13,7 @@ from causal_tune.audit.page import html_page
 from causal_tune.audit.pixels import PixelFacts, read_all_pixels
 from causal_tune.audit.run import MAX_COMPARED, MIN_COSINE, audit_index
 from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
-from causal_tune.cli.output import emit, err, json_option, names, out, progress_bar, table
+from causal_tune.cli.output import emit, err, json_option, names, out, progress_bar, table, writable
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
 from causal_tune.images.layouts import LAYOUTS, build_index
@@ -63,6 +63,7 @@ __all__ = ["audit_command", "show_findings"]
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
+    callback=writable,
     help="Folder of audit.json and audit.html.",
 )
 @json_option

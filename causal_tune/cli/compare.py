@@ -13,6 +13,7 @@ from causal_tune.cli.output import (
     table,
     under_workspace,
     workspace_option,
+    writable,
 )
 from causal_tune.report.comparison import compare
 from causal_tune.report.page import write_report
@@ -26,6 +27,7 @@ __all__ = ["compare_command"]
     "-o",
     "--output",
     type=click.Path(path_type=Path),
+    callback=writable,
     help="A folder for page, Markdown, CSV and LaTeX. [default: none is written]",
 )
 @workspace_option

@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from causal_tune.cli.output import emit, json_option, out, percent, under_workspace, workspace_option
+from causal_tune.atomic import check_target
+from causal_tune.cli.output import (
+    emit,
+    json_option,
+    out,
+    percent,
+    under_workspace,
+    workspace_option,
+    writable,
+)
 from causal_tune.export import FALSE_POSITIVES, export_detector
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA
@@ -57,6 +66,7 @@ def passed_over_note(provenance: Mapping[str, Any]) -> str:
 @click.option(
     "--mlflow-model",
     type=click.Path(file_okay=False, path_type=Path),
+    callback=writable,
     help="Write the detector as an MLflow model, too, to this new folder.",
 )
 @click.option(
@@ -92,6 +102,7 @@ def export_command(
         )
     study_path = under_workspace(workspace, "studies", study)
     folder = output or workspace / "detectors" / study_path.name
+    check_target(folder)
     tracker = None
     if register is not None:  # asked before anything is written: the server may refuse
         tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, read_spec(study_path))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import pyarrow as pa
 
+from causal_tune.atomic import check_target
 from causal_tune.cli.output import (
     emit,
     err,
@@ -33,6 +34,7 @@ __all__ = [
 
 def make_index(roots: Sequence[Path | str], layout: str, path: Path, choice: Choice) -> pa.Table:
     """Index `roots` with a progress bar, write the index to `path` and tell how they were read."""
+    check_target(path)
     with progress_bar("Indexing", 0, "images") as bar:
         index = build_index(roots, layout, choice=choice, progress=bar.follow)
     write_index(index, path)

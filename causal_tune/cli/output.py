@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from causal_tune.errors import CausalTuneError, InvalidConfig
+from causal_tune.atomic import check_target, disk_error
+from causal_tune.errors import CausalTuneError, DiskError, InvalidConfig
 from causal_tune.wording import title_of, visible
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "under_workspace",
     "workspace_option",
     "workspace_words",
+    "writable",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,13 +73,11 @@ err = PlainConsole(stderr=True)
 
 @contextmanager
 def errors_as_paragraphs() -> Iterator[None]:
-    """Print a `CausalTuneError` as one paragraph on stderr and exit with its code."""
+    """Print a `CausalTuneError`, or what a disk refuses, as one paragraph on stderr and exit with its code."""
     try:
         yield
     except CausalTuneError as error:
-        words = visible(str(error) + _where_paths_lead(str(error)), keep="\n")
-        err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=not err.is_terminal)
-        sys.exit(error.exit_code)
+        _say(error)
     except KeyboardInterrupt:
         err.print("\nStopped. The same command continues where this one ended.")
         sys.exit(130)
@@ -85,6 +85,17 @@ def errors_as_paragraphs() -> Iterator[None]:
         # the reader of our output (`head`, a pager) has all that it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        refused = disk_error(error)
+        if refused is None:
+            raise
+        _say(refused)
+
+
+def _say(error: CausalTuneError) -> NoReturn:
+    words = visible(str(error) + _where_paths_lead(str(error)), keep="\n")
+    err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=not err.is_terminal)
+    sys.exit(error.exit_code)
 
 
 def json_option(command: F) -> F:
@@ -141,6 +152,16 @@ def under_workspace(workspace: Path, kind: str, name_or_path: str) -> Path:
     """The folder that is meant: an existing path, or `workspace/kind/name`."""
     given = Path(name_or_path)
     return given.absolute() if given.is_dir() else (workspace / kind / name_or_path).absolute()
+
+
+def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Option callback: refuse a file or folder that cannot be written, before the work that it is for."""
+    if value is not None:
+        try:
+            check_target(value)
+        except DiskError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+    return value
 
 
 def check_folder(output: Path | None, what: str) -> None:

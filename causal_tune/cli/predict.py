@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from causal_tune.cli.encoding import runtime_option
-from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table
+from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table, writable
 from causal_tune.detector import UNSURE, load_detector
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
@@ -28,6 +28,7 @@ _MOST_SHOWN = 20
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
+    callback=writable,
     help="A .csv, .jsonl or .parquet file. An interrupted run with one continues.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)

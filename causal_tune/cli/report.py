@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from causal_tune.cli.output import check_folder, emit, json_option, out, under_workspace, workspace_option
+from causal_tune.atomic import check_target
+from causal_tune.cli.output import (
+    check_folder,
+    emit,
+    json_option,
+    out,
+    under_workspace,
+    workspace_option,
+    writable,
+)
 from causal_tune.report.content import build
 from causal_tune.report.page import write_report
 
@@ -17,6 +26,7 @@ __all__ = ["report_command"]
     "-o",
     "--output",
     type=click.Path(path_type=Path),
+    callback=writable,
     help="A folder. [default: the study's own, studies/STUDY/report]",
 )
 @click.option(
@@ -33,6 +43,7 @@ def report_command(
     path = under_workspace(workspace, "studies", study)
     folder = output or path / "report"
     check_folder(folder, "a report")
+    check_target(folder)
     report = build(path, index)
     files = write_report(report, folder)
 

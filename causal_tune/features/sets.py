@@ -1,6 +1,7 @@
 """The sets of features that a trial is trained and judged on, and which image belongs to which."""
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,9 +192,13 @@ def _gather(store: FeatureStore, layer: str, rows: NDArray[np.int64], views: Seq
         return torch.from_numpy(values)
     key = hashlib.sha256(rows.tobytes() + f"{layer} {' '.join(views)}".encode()).hexdigest()[:16]
     path = store.path / "sets" / f"{layer}-{key}.f32"
-    if not path.exists():
+    num_bytes = shape[0] * shape[1] * 4
+    if not path.exists() or path.stat().st_size != num_bytes:
         with atomic_path(path) as temporary:
-            mapped = np.memmap(temporary, dtype=np.float32, mode="w+", shape=shape)
+            with temporary.open("wb") as file:
+                # the kernel ends a process that writes to a map which the disk has no room for
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            mapped = np.memmap(temporary, dtype=np.float32, mode="r+", shape=shape)
             fill(mapped)
             mapped.flush()
     # copy on write: torch wants what it could write to, and nothing ever does

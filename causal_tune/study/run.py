@@ -303,16 +303,10 @@ class _Run:
 
     def _record(self, record: TrialRecord, checkpoint: bytes | memoryview | None) -> None:
         self.make_sure()  # a repeated trial ends without a start
-        try:
-            if record.checkpoint and checkpoint is not None:  # before the record that names it
-                with atomic_path(self.path / "checkpoints" / record.checkpoint) as temporary:
-                    temporary.write_bytes(checkpoint)
-            self.ledger.add(record)
-        except OSError as error:
-            raise StudyError(
-                f"Trial {record.number} cannot be written to {self.path}: {error}. Make room or mend "
-                "the permissions, and run the same command again: it continues."
-            ) from error
+        if record.checkpoint and checkpoint is not None:  # before the record that names it
+            with atomic_path(self.path / "checkpoints" / record.checkpoint) as temporary:
+                temporary.write_bytes(checkpoint)
+        self.ledger.add(record)
         self.records[record.number] = record
         if self.journal:
             try:

@@ -13,7 +13,7 @@ import torch
 from ray import tune
 from safetensors.torch import save
 
-from causal_tune.errors import StoreError, TrialFailed, TrialPruned
+from causal_tune.errors import DiskError, StoreError, TrialFailed, TrialPruned
 from causal_tune.features import StudyData, load_study_data
 from causal_tune.ledger import DUPLICATE, FAILED, FINISHED, PRUNED, TrialRecord, non_finite, trial_id
 from causal_tune.selection import CRITERIA, epoch_score
@@ -94,8 +94,8 @@ def run_trial(
 ) -> tuple[TrialRecord, bytes | None]:
     """One trial, from its configuration to its record and the bytes of its checkpoint (safetensors).
 
-    Whatever goes wrong becomes a failed record, except that the store is gone (`StoreError`), which is no fault of the
-    configuration. `limits` are those of the pruner (`pruning.cutoffs`).
+    Whatever goes wrong becomes a failed record, except that the store is gone (`StoreError`) or a disk is full
+    (`DiskError`), which is no fault of the configuration. `limits` are those of the pruner (`pruning.cutoffs`).
     """
     started = time.time()
     options: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def run_trial(
     try:
         result = work(spec, TrialConfig.from_dict(config), **options)
         record, checkpoint = _finished_record(number, config, result, started)
-    except StoreError:
+    except (StoreError, DiskError):
         raise
     except TrialPruned as error:
         pruned = replace(
@@ -188,7 +188,7 @@ class TrialWorker(tune.Trainable):  # type: ignore[misc]  # ray ships no types
             record, checkpoint = run_trial(
                 spec, self.config["number"], self.config["config"], self._work, self.config["limits"]
             )
-        except StoreError as error:
+        except (StoreError, DiskError) as error:
             return {"done": True, "broken": str(error)}
         # as text: Ray Tune flattens nested results, and a generator's name may hold its separator; as an array: Ray
         # Tune spells out every result for a log that nobody reads, and the bytes of a head take it 50 ms
