@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from causal_tune.atomic import check_target, writing
 from causal_tune.errors import StudyError
 
-__all__ = ["owned"]
+__all__ = ["is_owned", "owned"]
 
 
 @contextmanager
@@ -50,3 +50,16 @@ def owned(folder: Path, work: str) -> Iterator[None]:
     finally:
         owner_path.unlink(missing_ok=True)
         lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a process holds the lock of `folder` at this moment."""
+    if not (folder / ".owner.json").exists():  # a killed owner leaves it behind
+        return False
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

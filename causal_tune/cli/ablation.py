@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.ending import Ending
+from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.job import encode_images, image_options
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard
 from causal_tune.cli.output import (
@@ -232,6 +233,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
 
     @click.command(
         name,
+        cls=SectionedCommand,
         help=question,
         epilog=f"Example: python jobs/{name} --images GenImage --layout genimage --train-generator sd14 "
         "--val-generators glide --seeds 5 --study ablation",

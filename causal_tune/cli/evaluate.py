@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from causal_tune.cli.encoding import Encoding, runtime_option
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.index import choice_options, layout_option, make_index
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
@@ -51,6 +52,7 @@ def evaluate_job(*, name: str, question: str) -> click.Command:
 
     @click.command(
         name,
+        cls=SectionedCommand,
         help=question,
         epilog=f"Example: python jobs/{name} --detector detectors/real --images GenImage --layout genimage",
     )

@@ -11,6 +11,7 @@ import click
 
 from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.ending import Ending
+from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.job import encode_images, image_options, roles_of
 from causal_tune.cli.output import (
     emit,
@@ -130,6 +131,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
 
     @click.command(
         name,
+        cls=SectionedCommand,
         help=question,
         epilog=f"Example: python jobs/{name} --images GenImage --layout genimage --train-generator sd14 "
         "--val-generators glide --trials 20 --study heads",

@@ -14,6 +14,7 @@ from causal_tune.cli.encoding import Encoding, encoding_options
 from causal_tune.cli.ending import Ending
 from causal_tune.cli.export import passed_over_note
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
+from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.index import choice_options, counts_table, layout_option, make_index
 from causal_tune.cli.leaderboard import leaderboard_rows, show_leaderboard, show_winner
 from causal_tune.cli.output import (
@@ -254,6 +255,7 @@ def job_command(
 
     @click.command(
         name,
+        cls=SectionedCommand,
         help=question,
         epilog=f"Example: python jobs/{name} {example}",
     )

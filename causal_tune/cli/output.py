@@ -112,9 +112,9 @@ def workspace_option(command: F) -> F:
         type=click.Path(file_okay=False, path_type=Path),
         envvar="CAUSAL_TUNE_HOME",
         default=Path("causal_tune_runs"),
-        show_default="./causal_tune_runs, or $CAUSAL_TUNE_HOME",
         callback=_absolute_workspace,
-        help="The folder of indexes, stores, studies, detectors and mlflow.db.",
+        help="The folder of indexes, stores, studies, detectors and mlflow.db. "
+        "[default: ./causal_tune_runs, or $CAUSAL_TUNE_HOME]",
     )(command)
 
 

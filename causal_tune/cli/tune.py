@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from causal_tune.cli.ending import Ending
+from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
     emit,
@@ -46,43 +47,62 @@ def _objectives(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return groups
 
 
+_CRITERIA = ", ".join(
+    sorted(name for name, one in CRITERIA.items() if not (one.skips_collapsed or one.uses_test_domain))
+)
+
+
 def study_options(command: Any) -> Any:
     """The options that `tune` and the jobs share, but for the layers: a job has those that it extracts."""
     for option in reversed(
         [
-            click.option("--study", required=True, help="Its name: the same name continues or extends it."),
+            click.option("--study", required=True, help="Its name. The same name continues or extends it."),
             click.option(
-                "--trials", required=True, type=click.IntRange(1), help="Trials in all, baselines included."
-            ),
-            click.option("--space", help="A name of search_spaces/, or the path of such a file."),
-            click.option(
-                "--train-generator", "train_generators", multiple=True, callback=names, help="Trained on."
+                "--trials", required=True, type=click.IntRange(1), help="Trials in total, baselines included."
             ),
             click.option(
-                "--val-generators", multiple=True, callback=names, help="Choose the winner. Comma-separated."
+                "--space",
+                help="A name of search_spaces/, or the path of such a file. [default: sd14; a job has its own]",
+            ),
+            click.option(
+                "--train-generator",
+                "train_generators",
+                multiple=True,
+                callback=names,
+                help="Generators to train on. Comma-separated.",
+            ),
+            click.option(
+                "--val-generators",
+                multiple=True,
+                callback=names,
+                help="Generators that choose the winner. Comma-separated.",
             ),
             click.option(
                 "--test-generators",
                 multiple=True,
                 callback=names,
-                help="Only judge. [default: all the others]",
+                help="Generators that are only reported on. [default: all the others]",
             ),
             click.option(
-                "--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: best the data allows]"
+                "--criterion",
+                type=click.Choice(sorted(CRITERIA)),
+                metavar="NAME",
+                help=f"What the winner is best at: {_CRITERIA}. Ending in _uncollapsed: without trials whose mask "
+                "has collapsed. [default: val_generators where some are named]",
             ),
             click.option(
                 "--sampler",
                 type=click.Choice(sorted(SAMPLERS)),
                 default=SAMPLER,
                 show_default=True,
-                help="What suggests configurations.",
+                help="How configurations are suggested.",
             ),
             click.option(
                 "--pruner",
                 type=click.Choice(sorted(PRUNERS)),
                 default=PRUNER,
                 show_default=True,
-                help="Stops trials that are behind.",
+                help="How trials that fall behind are stopped.",
             ),
             click.option(
                 "--grace-steps",
@@ -100,7 +120,13 @@ def study_options(command: Any) -> Any:
                 help="Search for the Pareto front of the mean AP of groups of validation generators: "
                 "gans=progan,cyclegan. Repeatable.",
             ),
-            click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+            click.option(
+                "--seed",
+                type=click.IntRange(0),
+                default=0,
+                show_default=True,
+                help="Of the search and of every trial.",
+            ),
             click.option(
                 "--threads-per-trial",
                 type=click.IntRange(1),
@@ -202,6 +228,7 @@ def run_tune(
 
 @click.command(
     "tune",
+    cls=SectionedCommand,
     epilog="Example: causal-tune tune --store causal_tune_runs/stores/0123456789abcdef --space sd14 --study real "
     "--trials 24 --train-generator sd14 --val-generators cyclegan",
 )

@@ -80,7 +80,7 @@ def test_the_papers_rows_stand_below_the_heads_of_one_source(workspace: Path) ->
         head("d", "alpha", "sd14"),
     ]
     tables = [table for section in _beside_paper(heads) for table in section.tables]
-    assert [(table.name, table.columns) for table in tables] == [
+    assert [(table.name, table.titles) for table in tables] == [
         ("paper_table_3", ["head", "sd14", "mean"]),
         ("paper_table_4", ["head", "sd14", "mean"]),
         ("paper_table_1", ["head", "cyclegan", "sd14", "mean"]),
