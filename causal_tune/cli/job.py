@@ -37,7 +37,7 @@ from causal_tune.report.section import Report
 from causal_tune.selection import best
 from causal_tune.study.checks import check_roles
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import study_path
+from causal_tune.study.spec import study_path, study_space
 
 __all__ = ["encode_images", "image_options", "job_command", "roles_of", "run_job"]
 
@@ -265,7 +265,8 @@ def job_command(
     @json_option
     def command(**options: Any) -> None:
         with errors_as_paragraphs():
-            chosen = options.pop("space") or space
-            run_job(space=chosen, **options)
+            chosen = options.pop("space")
+            frozen = study_space(options["workspace"], options["study"], space)
+            run_job(space=load_space(chosen) if chosen else frozen, **options)
 
     return command

@@ -29,11 +29,14 @@ from causal_tune.selection import CRITERIA, rank, score
 from causal_tune.study.pruning import GRACE_STEPS, PRUNER, PRUNERS
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import make_spec, study_path
+from causal_tune.study.spec import make_spec, study_path, study_space
 from causal_tune.study.suggestion import SAMPLER, SAMPLERS
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
 __all__ = ["run_tune", "study_options", "tune_command"]
+
+_SPACE = "sd14"
+"""Search space of a study that names none."""
 
 
 def _objectives(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
@@ -62,7 +65,8 @@ def study_options(command: Any) -> Any:
             ),
             click.option(
                 "--space",
-                help="A name of search_spaces/, or the path of such a file. [default: sd14; a job has its own]",
+                help="A name of search_spaces/, or the path of such a file. [default: the study's own; for a new "
+                "one sd14, or the job's]",
             ),
             click.option(
                 "--train-generator",
@@ -246,7 +250,8 @@ def run_tune(
 @json_option
 def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None, **options: Any) -> None:
     """Create or continue a study of detector heads on the features of a store."""
-    result, ui_command = run_tune(workspace=workspace, store=store, space=space or "sd14", **options)
+    chosen = load_space(space) if space else study_space(workspace, options["study"], _SPACE)
+    result, ui_command = run_tune(workspace=workspace, store=store, space=chosen, **options)
 
     def show() -> None:
         show_winner(result.spec, result.records, result.spec.criterion)

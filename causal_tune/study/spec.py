@@ -34,7 +34,7 @@ from causal_tune.study.checks import (
     check_space,
 )
 from causal_tune.study.pruning import GRACE_STEPS, PRUNER, REDUCTION
-from causal_tune.study.space import SEARCHED_PARTS, SearchSpace
+from causal_tune.study.space import SEARCHED_PARTS, SearchSpace, load_space
 from causal_tune.study.suggestion import SAMPLER
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "make_spec",
     "read_spec",
     "study_path",
+    "study_space",
 ]
 
 SPEC_FORMAT = 1
@@ -235,6 +236,12 @@ def read_spec(path: Path) -> StudySpec:
         ) from error
 
 
+def study_space(workspace: Path | str, name: str, default: str) -> SearchSpace:
+    """What a study searches: the frozen space where the study exists, else the space that is called `default`."""
+    path = study_path(workspace, name)
+    return read_spec(path).search_space() if (path / "study.json").exists() else load_space(default)
+
+
 def freeze(spec: StudySpec, workspace: Path | str, *, write: bool = True) -> StudySpec:
     """Create the study, or agree to continue it: the frozen spec, with the store's present path.
 
@@ -259,7 +266,7 @@ def freeze(spec: StudySpec, workspace: Path | str, *, write: bool = True) -> Stu
     if differing:
         raise StudyError(
             f"The study {spec.name!r} exists and is another one: {'; '.join(differing)}. Ask for the same to "
-            "continue it, or give this one another --study name."
+            "continue it (without --space it searches what it did), or give this one another --study name."
         )
     return replace(
         frozen,

@@ -16,7 +16,16 @@ from causal_tune.errors import CausalTuneError, InvalidConfig, StudyError
 from causal_tune.heads import load_head
 from causal_tune.ledger import Ledger
 from causal_tune.selection import best
-from causal_tune.study.spec import _commit, freeze, library_versions, make_spec, read_spec, study_path
+from causal_tune.study.space import load_space
+from causal_tune.study.spec import (
+    _commit,
+    freeze,
+    library_versions,
+    make_spec,
+    read_spec,
+    study_path,
+    study_space,
+)
 from causal_tune.study.suggestion import Suggester
 
 GROUPS = {"gans": ["cyclegan"], "diffusion": ["glide"]}
@@ -71,6 +80,16 @@ def test_a_study_from_before_balanced_classes_continues_without_them(workspace):
     suggester = Suggester(again.search_space(), sampler="random", seed=0, window=1)
     assert suggester.suggest(0, {}, {})["class_balance"] == "none"
     assert spec.space["defaults"]["class_balance"] == "balanced"
+
+
+def test_a_study_goes_on_with_the_space_that_it_has(workspace):
+    """Without a space named, whatever the default of a new study or the file of that name has become."""
+    own = tiny.small_space(patience=7).over_layers(["proj"])
+    freeze(spec_of(workspace, name="kept", space=own), workspace)
+    kept = study_space(workspace, "kept", "sd14")
+    assert kept == own.balancing()
+    assert freeze(spec_of(workspace, name="kept", space=kept), workspace).space == kept.to_json()
+    assert study_space(workspace, "new", "sd14") == load_space("sd14")
 
 
 @pytest.mark.parametrize(
