@@ -6,7 +6,7 @@ for those that look at one folder at a time, `causal_tune.images.univfd` for the
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ import pyarrow as pa
 from causal_tune.errors import IndexingError
 from causal_tune.images.auto import SHAPES, TREE_LAYOUTS, fit, recognise
 from causal_tune.images.choice import Choice, choose
-from causal_tune.images.csv_layout import is_list, list_csv, lists_in
+from causal_tune.images.csv_layout import list_csv, lists_in
 from causal_tune.images.entries import GENERATED, REAL, Entry, Listing
 from causal_tune.images.facts import FileFacts, read_facts
 from causal_tune.images.files import join, kind_of, located
 from causal_tune.images.index import INDEX_SCHEMA, with_origin, with_skipped
 from causal_tune.images.places import Assignment
+from causal_tune.images.tables import LIST_SUFFIXES, is_list
 from causal_tune.images.walk import IMAGE_SUFFIXES, Tree, is_utf8, list_images
 from causal_tune.registry import look_up
 
@@ -124,7 +125,7 @@ def build_index(
         if name not in columns
     }
     table = with_skipped(pa.table(columns, schema=INDEX_SCHEMA), listing.skipped + dropped)
-    notes = [*listing.notes, *_one_sided(entries)]
+    notes = [*listing.notes, *_one_sided(entries), *_case_notes(entries)]
     return with_origin(
         table, {"roots": sorted(names), "layout": layout, "notes": notes, "choice": choice.as_dict()}
     )
@@ -180,6 +181,8 @@ def _check_classes(entries: Sequence[Entry], how: str, also: str, layout: str | 
     if not seen:
         raise IndexingError(f"No image is {how}{also}. A detector needs real and generated ones: {step}.")
     names = ", ".join(f"{name} ({_class_name(both)})" for name, both in sorted(labels.items())[:8])
+    if alike := _alike(labels):
+        step = f"{' and '.join(alike[0])} differ only in case: if they are one generator, write them alike"
     raise IndexingError(
         f"Each of the {len(labels):,} generators {how} has images of one class only: {names}{also}. A generator "
         f"needs real images to be compared with: {step}."
@@ -190,6 +193,21 @@ def _one_sided(entries: Sequence[Entry]) -> list[str]:
     found = {name: both for name, both in sorted(_labels(entries).items()) if len(both) == 1}
     names = ", ".join(f"{name} ({_class_name(both)})" for name, both in found.items())
     return [f"Generators with images of one class only: {names}."] if found else []
+
+
+def _case_notes(entries: Sequence[Entry]) -> list[str]:
+    return [
+        f"The generators {' and '.join(names)} differ only in case; they are kept apart."
+        for names in _alike({entry.generator for entry in entries})
+    ]
+
+
+def _alike(generators: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only in upper and lower case."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(generators):
+        groups.setdefault(name.casefold(), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _labels(entries: Sequence[Entry]) -> dict[str, set[int]]:
@@ -229,9 +247,14 @@ def _list_root(root: str, layout: str, choice: Choice) -> Tree:
     if kind == "missing":
         raise IndexingError(f"There is no folder {root!r}. The layout {layout} expects {SHAPES[layout]}.")
     if kind == "file":
-        step = " Use the layout csv for it." if is_list(root) else ""
+        if is_list(root):
+            raise IndexingError(
+                f"{root!r} is a file, but the layout {layout} expects a folder, {SHAPES[layout]}. "
+                f"Use the layout csv for it."
+            )
         raise IndexingError(
-            f"{root!r} is a file, but the layout {layout} expects a folder, {SHAPES[layout]}.{step}"
+            f"{root!r} is a file, but no list of images by its name: these end in {', '.join(LIST_SUFFIXES)}. "
+            f"Rename it if it is a list; unpack it if it is a compressed one."
         )
     tree = list_images(root, choice.by_name if choice.include or choice.exclude else None)
     if not tree.folders:

@@ -435,8 +435,8 @@ HEAD = "path,label,generator\nr.png,real,g\n"
         ("", ["is empty", "path, label, generator"]),
         ("path,label,generator\n", ["no rows"]),
         (
-            "path;label;generator\nr.png;real;g\n",
-            ["no column path, label, generator", "found path;label;generator"],
+            "path|label|generator\nr.png|real|g\n",
+            ["no column path, label, generator", "found path|label|generator"],
         ),
         ("path,class\nr.png,real\n", ["no column label, generator", "found path, class"]),
         ("path,label,generator,path\nr.png,real,g,x\n", ["column path more than once"]),
@@ -465,7 +465,7 @@ def test_bad_csv(tmp_path, text, parts):
 
 def test_csv_that_is_missing_a_folder_or_no_text(tmp_path):
     assert "There is no CSV file" in refused([tmp_path / "gone.csv"], "csv")
-    assert "holds no CSV file either" in refused([tmp_path], "csv")
+    assert "holds no list either" in refused([tmp_path], "csv")
     path = make_csv(tmp_path, "path\n")
     assert "It holds list.csv: name that file" in refused([tmp_path], "csv")
     path.write_bytes(b"path,label,generator\n\xff\xfe.png,real,g\n")

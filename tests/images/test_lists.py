@@ -144,3 +144,140 @@ def test_mistakes_in_parquet_name_the_row(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     assert "cannot be read as Parquet" in refused([tmp_path / "broken.parquet"], "csv")
     assert "There is no Parquet file" in refused([tmp_path / "gone.parquet"], "csv")
+
+
+# --- as spreadsheets and other programs write them
+
+
+LINES = ["path,label,generator,split", "r.png,real,sd14,train", '"a, b.png",fake,sd14,val']
+EXPECTED = {("sd14", "train", 0): 1, ("sd14", "val", 1): 1}
+
+
+def lines_with(delimiter: str) -> str:
+    return "\r\n".join(LINES).replace('"a, b.png"', '"a; b.png"' if delimiter == ";" else '"a, b.png"').replace(
+        ",", delimiter
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "recognised"),
+    [
+        (lines_with(",").encode(), None),
+        (lines_with(",").encode("utf-8-sig"), None),
+        (lines_with(",").replace("\r\n", "\r").encode(), None),
+        (lines_with(";").encode(), "semicolons between columns"),
+        (lines_with("\t").encode(), "tabs between columns"),
+        (b"sep=;\r\n" + lines_with(";").encode(), "semicolons between columns"),
+        (b"sep=,\n" + lines_with(",").encode(), None),
+        (b"sep=|\n" + lines_with("|").encode(), "'|' between columns"),
+        (lines_with(",").encode("utf-16"), "UTF-16 text"),
+        (b"\xfe\xff" + lines_with("\t").encode("utf-16-be"), "UTF-16 text, tabs between columns"),
+        ("\n".join(", ".join(line.split(",")) for line in LINES[:2]).encode() + b"\nf.png, fake, sd14, val",
+         "spaces behind commas"),
+        ((lines_with(",") + "\n \n,,,\n\n").encode(), None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_forms_of_csv(tmp_path, data, recognised, suffix):
+    path = tmp_path / f"list{suffix}"
+    path.write_bytes(data)
+    make(tmp_path, "r.png", "a, b.png", "a; b.png", "a\t b.png", "a| b.png", "f.png")
+    for layout in ("csv", "auto"):
+        table = build_index([path], layout)
+        assert found(table) == EXPECTED
+        assert set(table["bytes"].is_valid().to_pylist()) == {True}
+        (note,) = origin(table)["notes"]
+        assert note.partition(" Recognised: ")[2] == (f"{recognised}." if recognised else "")
+
+
+def test_lines_are_counted_from_the_top_of_the_file(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_text("sep=;\npath;label;generator\na.png;real;g\n\nb.png;synthetic;g\n")
+    assert "line 5 has the label 'synthetic'" in refused([path], "csv")
+    path.write_text("path;label;generator\na.png;real;g;h\n")
+    assert "line 2 has 4 columns, the header has 3. Put values that contain semicolons in" in refused(
+        [path], "csv"
+    )
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"), [("False", "True"), ("0.0", "1.0"), ("nature", "ai"), ("0_real", "1_fake")]
+)
+def test_other_words_for_the_labels_are_read_and_said(path, real, fake):
+    rows = [
+        PLAIN[0] | {"label": real, "split": "training"},
+        PLAIN[1] | {"label": fake, "split": "validation"},
+    ]
+    table = build_index([write_list(path, rows)])
+    assert found(table) == EXPECTED
+    (note,) = origin(table)["notes"]
+    assert note.endswith(
+        f"Recognised: the label {real} as real, the split training as train, the label {fake} as generated, "
+        f"the split validation as val."
+    )
+
+
+@pytest.mark.parametrize(("real", "fake"), [(False, True), (0.0, 1.0), (0, 1)])
+def test_parquet_labels_of_every_type(tmp_path, real, fake):
+    rows = [PLAIN[0] | {"label": real}, PLAIN[1] | {"label": fake, "split": "val"}]
+    assert found(build_index([write_list(tmp_path / "list.parquet", rows)])) == EXPECTED
+
+
+def test_backslashes_are_slashes_where_only_that_names_files(path):
+    rows = [PLAIN[0] | {"path": "a\\r.png"}, PLAIN[1] | {"path": "a\\b\\f.png"}]
+    write_list(path, rows)  # makes files whose names have backslashes
+    table = build_index([path])
+    assert sorted(Path(name).name for name in table["path"].to_pylist()) == ["a\\b\\f.png", "a\\r.png"]
+    for file in path.parent.glob("*.png"):
+        file.unlink()
+    make(path.parent, "a/r.png", "a/b/f.png")
+    table = build_index([path])
+    assert sorted(Path(name).name for name in table["path"].to_pylist()) == ["f.png", "r.png"]
+    assert origin(table)["notes"][0].endswith("Recognised: backslashes as the slashes of paths.")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("C:\\data\\a.png,real,g\n", ["C:\\\\data\\\\a.png' is a path of Windows", "relative to the folder"]),
+        ("~/a.png,real,g\n", ["`~` for a name", "absolute paths"]),
+        ("a.png,real,nan\n", ["line 2 has the generator 'nan'"]),
+        ("a.png,real,SD\nb.png,fake,sd\n", ["SD (real), sd (generated)", "SD and sd differ only in case"]),
+        ("b.png,real,sd\nb.png,fake,sd\n", ["the label generated, line 2 real"]),
+    ],
+)
+def test_mistakes_of_programs(tmp_path, text, parts):
+    make(tmp_path, "b.png")
+    (tmp_path / "list.csv").write_text(f"{COLUMNS}\n{text}")
+    answer = refused([tmp_path / "list.csv"], "csv")
+    for part in parts:
+        assert part in answer
+
+
+def test_text_that_cannot_be_decoded_says_what_to_save(tmp_path):
+    for data, part in (
+        (f"{COLUMNS}\né.png,real,g".encode("latin-1"), "not UTF-8 text (byte 21). Save it as UTF-8 CSV"),
+        (f"{COLUMNS}\n".encode("utf-16-le"), "UTF-16 without a byte order mark"),
+        (b"\xff\xfep", "not UTF-16 text"),
+    ):
+        (tmp_path / "list.csv").write_bytes(data)
+        assert part in refused([tmp_path / "list.csv"], "csv")
+
+
+def test_files_that_are_no_lists_by_name(tmp_path):
+    (tmp_path / "list.txt").write_text(COLUMNS)
+    text = refused([tmp_path / "list.txt"], "auto")
+    assert "is a file, but no list of images by its name: these end in .csv, .tsv, .parquet" in text
+
+
+def test_images_in_a_parquet_are_no_list(tmp_path):
+    pq.write_table(pa.table({"image": [{"bytes": b"x"}], "label": [0]}), tmp_path / "hub.parquet")
+    assert "no column path, but a column image" in refused([tmp_path / "hub.parquet"], "csv")
+
+
+def test_generators_that_differ_only_in_case_are_named(path):
+    rows = [
+        {**row, "path": f"{name}-{row['path']}", "generator": name} for name in ("SD", "sd") for row in PLAIN
+    ]
+    notes = origin(build_index([write_list(path, rows)]))["notes"]
+    assert notes[-1] == "The generators SD and sd differ only in case; they are kept apart."
