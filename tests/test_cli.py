@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from causal_tune.cli import COMMANDS, main
+from causal_tune.cli.output import under_workspace
 from causal_tune.clip import load_encoder
 from causal_tune.detector import load_detector
 from causal_tune.errors import DetectorError
@@ -23,6 +24,7 @@ from causal_tune.images.decode import read_crop
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.ledger import Ledger
 from tests.conftest import Finished, draw, run_cli, write_images
+from tests.test_features import make_store
 
 pytestmark = pytest.mark.slow
 
@@ -414,3 +416,37 @@ def test_the_job_that_evaluates_says_what_the_command_says(finished: Finished, t
         "evaluate", finished.detector, finished.index, "--json", "--workspace", finished.workspace
     )
     assert json.loads(job.stdout)["generators"] == json.loads(typed.stdout)["generators"]
+
+
+def test_stores_and_detectors_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = tmp_path / "runs"
+    detector = workspace / "detectors" / "mine"
+    shutil.copytree(Path(__file__).parent / "stored" / "detector-format-1", detector)
+    make_store(workspace / "stores" / "0123abcd", 10)
+    folder = tmp_path / "here"
+    (folder / "mine").mkdir(parents=True)  # images, say: of the same name, and no detector
+    monkeypatch.chdir(folder)
+    draw(1, generated=False, size=256).save(folder / "mine" / "a.png")
+
+    def found(kind: str, name: str) -> Path:
+        return under_workspace(workspace, kind, name)
+
+    assert found("detectors", "mine") == detector
+    assert found("stores", "0123abcd") == workspace / "stores" / "0123abcd"
+    assert found("detectors", str(detector)) == detector
+    assert found("detectors", "./mine") == folder / "mine"
+    assert found("detectors", "elsewhere/mine") == folder / "elsewhere" / "mine"
+    shutil.copy(detector / "detector.json", folder / "mine")
+    assert found("detectors", "mine") == folder / "mine"
+    (folder / "mine" / "detector.json").unlink()
+
+    result = run_cli("predict", "mine", "mine", "--json", "--workspace", workspace)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["detector"], document["num_scored"]) == (str(detector), 1)
+    words = ("--study", "a", "--trials", 1, "--train-generator", "nobody", "--workspace", workspace)
+    result = run_cli("tune", "--store", "0123abcd", *words)
+    assert "nobody" in result.output
+    assert str(workspace / "stores" / "0123abcd") in "".join(result.output.split("\n"))
+    result = run_cli("tune", "--store", "0123abce", *words)
+    assert "There are: 0123abcd" in " ".join(result.output.split())

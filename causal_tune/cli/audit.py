@@ -13,7 +13,18 @@ from causal_tune.audit.page import html_page
 from causal_tune.audit.pixels import PixelFacts, read_all_pixels
 from causal_tune.audit.run import MAX_COMPARED, MIN_COSINE, audit_index
 from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
-from causal_tune.cli.output import emit, err, json_option, names, out, progress_bar, table, writable
+from causal_tune.cli.output import (
+    emit,
+    err,
+    json_option,
+    names,
+    out,
+    progress_bar,
+    table,
+    under_workspace,
+    workspace_option,
+    writable,
+)
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
 from causal_tune.images.layouts import LAYOUTS, build_index
@@ -27,7 +38,8 @@ __all__ = ["audit_command", "show_findings"]
 )
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option(
-    "--store", type=click.Path(path_type=Path), help="The features of these images, to compare them."
+    "--store",
+    help="The features of these images, to compare them: a name of `causal-tune stores`, or a path.",
 )
 @click.option(
     "--layout",
@@ -66,10 +78,11 @@ __all__ = ["audit_command", "show_findings"]
     callback=writable,
     help="Folder of audit.json and audit.html.",
 )
+@workspace_option
 @json_option
 def audit_command(
     index: Path,
-    store: Path | None,
+    store: str | None,
     layout: str | None,
     train_generators: tuple[str, ...],
     decode: bool,
@@ -77,6 +90,7 @@ def audit_command(
     max_compared: int,
     strict: bool,
     output: Path | None,
+    workspace: Path,
     as_json: bool,
 ) -> None:
     """Count the images of INDEX and look for leaks, wrong labels, copies, unreadable files and shortcuts.
@@ -89,7 +103,7 @@ def audit_command(
     if store is not None:
         from causal_tune.features import FeatureStore  # imports torch, which takes seconds
 
-        features = FeatureStore(store)
+        features = FeatureStore(under_workspace(workspace, "stores", store))
     audit = audit_index(
         images,
         store=features,

@@ -22,6 +22,7 @@ from causal_tune.cli.output import (
     out,
     percent,
     table,
+    under_workspace,
     workspace_option,
 )
 from causal_tune.detector import Detector, load_detector
@@ -35,16 +36,20 @@ __all__ = ["evaluate_command", "evaluate_job"]
 
 
 @click.command("evaluate", epilog="Example: causal-tune evaluate detectors/real genimage.parquet")
-@click.argument("detector", type=click.Path(path_type=Path))
+@click.argument("detector")
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
 @runtime_option("that of the training where this machine has it")
 @workspace_option
 @json_option
-def evaluate_command(detector: Path, index: Path, **options: Any) -> None:
-    """Judge DETECTOR on the labelled images of INDEX, generator by generator; features are kept in the store."""
-    loaded = load_detector(detector)  # before a large index is read
-    _evaluate(loaded, detector, read_index(index), index, **options)
+def evaluate_command(detector: str, index: Path, workspace: Path, **options: Any) -> None:
+    """Judge DETECTOR, a name or a folder, on the labelled images of INDEX, generator by generator.
+
+    Features are kept in the store.
+    """
+    folder = under_workspace(workspace, "detectors", detector)
+    loaded = load_detector(folder)  # before a large index is read
+    _evaluate(loaded, folder, read_index(index), index, workspace=workspace, **options)
 
 
 def evaluate_job(*, name: str, question: str) -> click.Command:
@@ -56,7 +61,7 @@ def evaluate_job(*, name: str, question: str) -> click.Command:
         help=question,
         epilog=f"Example: python jobs/{name} --detector detectors/real --images GenImage --layout genimage",
     )
-    @click.option("--detector", required=True, type=click.Path(path_type=Path), help="Its folder.")
+    @click.option("--detector", required=True, help="Its name, or its folder.")
     @click.option(
         "--images",
         required=True,
@@ -71,7 +76,7 @@ def evaluate_job(*, name: str, question: str) -> click.Command:
     @json_option
     def command(
         *,
-        detector: Path,
+        detector: str,
         images: tuple[str, ...],
         layout: str,
         choice: Choice,
@@ -79,10 +84,11 @@ def evaluate_job(*, name: str, question: str) -> click.Command:
         **options: Any,
     ) -> None:
         with errors_as_paragraphs():
-            loaded = load_detector(detector)
+            folder = under_workspace(workspace, "detectors", detector)
+            loaded = load_detector(folder)
             path = workspace / "index" / f"evaluate-{loaded.name}.parquet"
             index = make_index(images, layout, path, choice)
-            _evaluate(loaded, detector, index, path, workspace=workspace, **options)
+            _evaluate(loaded, folder, index, path, workspace=workspace, **options)
 
     return command
 

@@ -148,10 +148,19 @@ def workspace_words(workspace: Path) -> str:
     return "" if workspace == default else f" --workspace {shlex.quote(str(workspace))}"
 
 
+_MARKS = {"studies": "study.json", "stores": "store.json", "detectors": "detector.json"}
+
+
 def under_workspace(workspace: Path, kind: str, name_or_path: str) -> Path:
-    """The folder that is meant: an existing path, or `workspace/kind/name`."""
-    given = Path(name_or_path)
-    return given.absolute() if given.is_dir() else (workspace / kind / name_or_path).absolute()
+    """The folder that is meant: a path, or the name of one in `workspace/kind`, or of one in the current folder.
+
+    What holds something else, such as images, and has the name of one in the workspace does not hide that.
+    """
+    given, named = Path(name_or_path), workspace / kind / name_or_path
+    is_path = (
+        os.sep in name_or_path or (given / _MARKS[kind]).is_file() or (not named.is_dir() and given.is_dir())
+    )
+    return (given if is_path else named).absolute()
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:

@@ -8,7 +8,17 @@ from pathlib import Path
 import click
 
 from causal_tune.cli.encoding import runtime_option
-from causal_tune.cli.output import emit, err, json_option, out, progress_bar, table, writable
+from causal_tune.cli.output import (
+    emit,
+    err,
+    json_option,
+    out,
+    progress_bar,
+    table,
+    under_workspace,
+    workspace_option,
+    writable,
+)
 from causal_tune.detector import UNSURE, load_detector
 from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
@@ -21,7 +31,7 @@ _MOST_SHOWN = 20
 
 
 @click.command("predict", epilog="Example: causal-tune predict detectors/real photos/ -o scores.csv")
-@click.argument("detector", type=click.Path(path_type=Path))
+@click.argument("detector")
 @click.argument("paths", nargs=-1)
 @click.option("--index", type=click.Path(path_type=Path), help="Score the images of an index, in its order.")
 @click.option(
@@ -38,9 +48,10 @@ _MOST_SHOWN = 20
 )
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
 @runtime_option("that of the training where this machine has it")
+@workspace_option
 @json_option
 def predict_command(
-    detector: Path,
+    detector: str,
     paths: tuple[str, ...],
     index: Path | None,
     output: Path | None,
@@ -49,14 +60,17 @@ def predict_command(
     gpus_per_actor: float,
     address: str | None,
     runtime: str,
+    workspace: Path,
     as_json: bool,
 ) -> None:
-    """Score images with DETECTOR: files, and all images below folders, local or behind URIs (s3://, gs://, ...).
+    """Score images with DETECTOR, a name or a folder.
 
-    One row each: score, probability and verdict, or the reason why there is none.
+    The images are files and all those below folders, local or behind URIs (s3://, gs://, ...). One row each: score,
+    probability and verdict, or the reason why there is none.
     """
     check_output(output)
-    loaded = load_detector(detector)
+    folder = under_workspace(workspace, "detectors", detector)
+    loaded = load_detector(folder)
     images, num_skipped = image_paths(paths)
     if index is not None:
         images += read_index(index)["path"].to_pylist()
@@ -76,7 +90,7 @@ def predict_command(
             bar.update(progress.num_done, note)
 
         done = predict(
-            detector,
+            folder,
             images,
             output,
             runtime=runtime,
@@ -89,7 +103,7 @@ def predict_command(
             on_note=err.print,
         )
     document = {
-        "detector": str(detector),
+        "detector": str(folder),
         "num_images": done.num_images,
         "num_scored": done.num_images - done.num_unreadable,
         "num_generated": done.verdicts.get("generated", 0),

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from causal_tune.cli.encoding import runtime_option
-from causal_tune.cli.output import emit, err, json_option, out
+from causal_tune.cli.output import emit, err, json_option, out, under_workspace, workspace_option
 from causal_tune.errors import InvalidConfig
 
 __all__ = ["serve_command"]
@@ -19,7 +19,7 @@ _MIN_TOKEN = 16
 
 
 @click.command("serve", epilog="Example: causal-tune serve detectors/real --port 8000")
-@click.argument("detector", type=click.Path(path_type=Path))
+@click.argument("detector")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free one.")
 @click.option(
@@ -72,9 +72,10 @@ _MIN_TOKEN = 16
 )
 @click.option("--address", help="A Ray cluster for the replicas. Default: a local Ray, or $RAY_ADDRESS.")
 @runtime_option("that of the training where the machine has it")
+@workspace_option
 @json_option
 def serve_command(
-    detector: Path,
+    detector: str,
     host: str,
     port: int,
     token_file: Path | None,
@@ -91,9 +92,13 @@ def serve_command(
     drain_timeout: int,
     address: str | None,
     runtime: str,
+    workspace: Path,
     as_json: bool,
 ) -> None:
-    """Serve DETECTOR: scores at /v1/score, a page at /, /healthz, /readyz, /metrics. SIGTERM drains it."""
+    """Serve DETECTOR, a name or a folder: scores at /v1/score, a page at /, /healthz, /readyz, /metrics.
+
+    SIGTERM drains it.
+    """
     lacking = [name for name in ("ray.serve", "python_multipart", "markdown_it") if not _is_there(name)]
     if lacking:
         raise InvalidConfig(
@@ -117,8 +122,9 @@ def serve_command(
         rate=rate,
         read_timeout_s=read_timeout,
     )
-    loaded = load_detector(detector)
-    card = detector / "README.md"
+    folder = under_workspace(workspace, "detectors", detector)
+    loaded = load_detector(folder)
+    card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     bound = listen(host, port)
     host, port = bound.getsockname()[:2]
@@ -129,7 +135,7 @@ def serve_command(
     serving = Serving(
         replicas=replicas, cpus=cpus, batch=batch_size, batch_wait_s=batch_wait_ms / 1000, runtime=runtime
     )
-    asked = Replicas(detector.absolute(), serving, answer_timeout_s=limits.answer_timeout_s)
+    asked = Replicas(folder, serving, answer_timeout_s=limits.answer_timeout_s)
     with connected(address):
         asked.start()
         gate = Gate(detector=loaded, card=text, replicas=asked, decoders=pool, limits=limits, token=token)

@@ -20,6 +20,7 @@ from causal_tune.cli.output import (
     out,
     percent,
     progress_bar,
+    under_workspace,
     workspace_option,
     workspace_words,
 )
@@ -237,7 +238,7 @@ def run_tune(
     "--trials 24 --train-generator sd14 --val-generators cyclegan",
 )
 @click.option(
-    "--store", required=True, type=click.Path(path_type=Path), help="As `causal-tune extract` printed it."
+    "--store", required=True, help="A name of `causal-tune stores`, or the path that `extract` printed."
 )
 @click.option(
     "--layers",
@@ -248,10 +249,11 @@ def run_tune(
 @study_options
 @workspace_option
 @json_option
-def tune_command(store: Path, workspace: Path, as_json: bool, space: str | None, **options: Any) -> None:
+def tune_command(store: str, workspace: Path, as_json: bool, space: str | None, **options: Any) -> None:
     """Create or continue a study of detector heads on the features of a store."""
+    store_path = under_workspace(workspace, "stores", store)
     chosen = load_space(space) if space else study_space(workspace, options["study"], _SPACE)
-    result, ui_command = run_tune(workspace=workspace, store=store, space=chosen, **options)
+    result, ui_command = run_tune(workspace=workspace, store=store_path, space=chosen, **options)
 
     def show() -> None:
         show_winner(result.spec, result.records, result.spec.criterion)

@@ -149,7 +149,7 @@ def read_description(store_path: Path) -> dict[str, Any]:
                 "again: it continues where it stopped."
             )
         raise StoreError(
-            f"There is no feature store at {store_path} (no store.json). Make one with "
+            f"There is no feature store at {store_path} (no store.json).{_others(store_path)} Make one with "
             "`causal-tune extract INDEX --encoder NAME`; it prints the store's path."
         )
     try:
@@ -175,6 +175,11 @@ def read_description(store_path: Path) -> dict[str, Any]:
     if not is_whole:
         raise _damaged(path, "what it says does not agree with its fingerprint")
     return found
+
+
+def _others(store_path: Path) -> str:
+    names = sorted(path.parent.name for path in store_path.parent.glob("*/store.json"))
+    return f" There are: {', '.join(names)}." if names else ""
 
 
 def _damaged(path: Path, reason: str) -> StoreError:
