@@ -93,6 +93,8 @@ class CausalSettings:
     """A name of `mask.EVALUATION_MASKS`: the mask that images are scored with."""
     evaluation_quantiles: int = 32
     """Quantiles of the expected mask; draws of the sampled one."""
+    class_balance: str = "none"
+    """A name of `heads.balance.CLASS_BALANCES`: with `balanced` L_cls and L_adv are weighted by class."""
 
 
 @final

@@ -199,20 +199,22 @@ def run_tune(
     tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=draw)
     before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
-    num_failed = 0
+    num_failed = num_collapsed = 0
     with progress_bar(f"Study {study}", trials, "trials") as bar:
 
         def on_event(event: StudyEvent) -> None:
-            nonlocal best_score, num_failed
+            nonlocal best_score, num_failed, num_collapsed
             if event.message:
                 err.print(f"Warning: {event.message}", markup=False)
             if event.record is not None:
                 value = score(event.record, spec.criterion, spec.roles)
                 best_score = max((item for item in (best_score, value) if item is not None), default=None)
                 num_failed += event.record.failed
+                num_collapsed += event.record.collapsed is not None
             note = f"best {spec.criterion} {percent(best_score)}" if best_score is not None else ""
             failed = f", {num_failed} failed" if num_failed else ""
-            bar.follow(event.num_done, event.num_trials, note + failed)
+            collapsed = f", {num_collapsed} collapsed" if num_collapsed else ""
+            bar.follow(event.num_done, event.num_trials, note + failed + collapsed)
 
         result = run_study(
             spec,

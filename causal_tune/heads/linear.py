@@ -21,6 +21,8 @@ class LinearSettings:
 
     learning_rate: float
     """Step size of Adam."""
+    class_balance: str = "none"
+    """A name of `CLASS_BALANCES`: with `balanced` the loss is weighted by class."""
 
 
 @final

@@ -30,6 +30,8 @@ class MlpSettings:
     """AdamW's decoupled weight decay."""
     learning_rate: float
     """Step size of AdamW."""
+    class_balance: str = "none"
+    """A name of `CLASS_BALANCES`: with `balanced` the loss is weighted by class."""
 
 
 @final

@@ -36,6 +36,8 @@ class VibSettings:
     """Width of the code t."""
     learning_rate: float
     """Step size of Adam."""
+    class_balance: str = "none"
+    """A name of `CLASS_BALANCES`: with `balanced` the loss is weighted by class."""
 
 
 def information(mu: Float[Tensor, "B k"], std: Float[Tensor, "B k"]) -> Float[Tensor, ""]:

@@ -8,7 +8,7 @@ import torch
 
 from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.features import FeatureSet, StudyData
-from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head, load_head
+from causal_tune.heads import HEADS, FittedHead, Head, SteppedHead, build_head, load_head, reads
 from causal_tune.heads.normaliser import NORMALISATIONS
 from causal_tune.metrics import average_precision, score_metrics
 from causal_tune.training import train
@@ -192,6 +192,10 @@ def test_balanced_classes_are_recognised_alike_however_rare_one_of_them_is(name)
 def test_without_balance_the_rare_class_is_missed(name):
     of_real, of_generated = recalls(name, "none")
     assert of_real > of_generated + 0.3
+
+
+def test_every_head_that_trains_on_all_images_reads_the_balance():
+    assert {name for name in HEADS if reads(name, "class_balance")} == HEADS.keys() - {"prototypes"}
 
 
 @every_head
