@@ -10,6 +10,7 @@ __all__ = [
     "CausalTuneError",
     "DetectorError",
     "DiskError",
+    "ImageTooLarge",
     "IndexingError",
     "InvalidConfig",
     "StoreError",
@@ -19,6 +20,7 @@ __all__ = [
     "TrialPruned",
     "UnknownName",
     "UnreadableImage",
+    "UnsupportedFormat",
     "WeightsError",
     "WorkFailed",
 ]
@@ -45,6 +47,37 @@ class IndexingError(CausalTuneError):
 
 class UnreadableImage(CausalTuneError):
     """One image that cannot be decoded; `str(error)` is the reason kept in the quarantine."""
+
+    code = "unreadable"
+    """One word for programs."""
+
+    @property
+    def reason(self) -> str:
+        """What was found, for people who cannot change this installation."""
+        return str(self)
+
+
+class ImageTooLarge(UnreadableImage):
+    """An image with more pixels or bytes than are decoded."""
+
+    code = "too_large"
+
+
+class UnsupportedFormat(UnreadableImage):
+    """A file in a format that is not decoded here; `advice` is what the owner of the installation can do."""
+
+    code = "unsupported_format"
+
+    def __init__(self, reason: str, advice: str = "") -> None:
+        super().__init__(reason, advice)
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in self.args if part)
+
+    @property
+    def reason(self) -> str:
+        """The reason without the advice."""
+        return str(self.args[0])
 
 
 class WeightsError(CausalTuneError):

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from causal_tune.errors import IndexingError, UnreadableImage
+from causal_tune.errors import ImageTooLarge, IndexingError, UnreadableImage
 
 __all__ = [
     "MAX_BYTES",
@@ -219,7 +219,7 @@ def read_image_bytes(path: str | os.PathLike[str]) -> bytes:
 def check_num_bytes(num_bytes: int) -> None:
     """Refuse an image of more than `MAX_BYTES`."""
     if num_bytes > MAX_BYTES:
-        raise UnreadableImage(f"{num_bytes:,} bytes exceed the limit of {MAX_BYTES:,}")
+        raise ImageTooLarge(f"{num_bytes:,} bytes exceed the limit of {MAX_BYTES:,}")
 
 
 def _read_remote(uri: str) -> bytes:

@@ -24,7 +24,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from causal_tune.errors import InvalidConfig, UnreadableImage
+from causal_tune.errors import ImageTooLarge, InvalidConfig, UnreadableImage, UnsupportedFormat
 from causal_tune.images.files import check_num_bytes
 
 with contextlib.suppress(ImportError):  # optional; its absence becomes the reason of a HEIF image
@@ -90,7 +90,7 @@ def check_pixels(image: Image.Image) -> None:
     """Refuse an image whose header names more than `MAX_PIXELS`."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise UnreadableImage(_too_many_pixels(width * height, f" ({width} x {height})"))
+        raise ImageTooLarge(_too_many_pixels(width * height, f" ({width} x {height})"))
 
 
 def format_of(data: bytes) -> str:
@@ -98,23 +98,25 @@ def format_of(data: bytes) -> str:
     brands = _brands(data)
     if brands & _HEIF_BRANDS and not brands & _AVIF_BRANDS:
         if "HEIF" not in Image.OPEN:
-            raise UnreadableImage(
-                "a HEIF image, which needs the package pillow-heif: pip install pillow-heif"
+            raise UnsupportedFormat(
+                "HEIF (HEIC) images are not supported here",
+                "they need the package pillow-heif: pip install pillow-heif",
             )
         return "HEIF"
     for name in FORMATS:
         _, accept = Image.OPEN.get(name, (None, None))
         accepted = accept(data[:16]) if accept else False
         if isinstance(accepted, str):  # Pillow was built without the library of this format
-            raise UnreadableImage(
-                f"this Pillow {PIL.__version__} was built without {name}; the wheels on PyPI have it"
+            raise UnsupportedFormat(
+                f"{name} images are not supported here",
+                f"this Pillow {PIL.__version__} was built without {name}; the wheels on PyPI have it",
             )
         if accepted:
             return name
     names = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     start = data[:12].decode("latin-1")
     shown = repr(start) if start.isascii() and start.isprintable() else f"the bytes {data[:4].hex(' ')}"
-    raise UnreadableImage(f"not a {names} image: begins with {shown}")
+    raise UnsupportedFormat(f"not a {names} image: begins with {shown}")
 
 
 def _brands(data: bytes) -> set[bytes]:
@@ -160,7 +162,7 @@ def unreadable(name: str | None, data: bytes, error: Exception) -> UnreadableIma
     text = re.sub(r"b'(\w+)'", r"\1", " ".join(str(error).split()))
     if isinstance(error, Image.DecompressionBombError):  # WebP checks before its size can be asked for
         found = re.search(r"\d+", text)
-        return UnreadableImage(_too_many_pixels(int(found[0]) if found else None))
+        return ImageTooLarge(_too_many_pixels(int(found[0]) if found else None))
     cut_webp = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     if cut_webp or re.search("truncated|end of file", text, re.IGNORECASE):
         return truncated(name or "image", len(data))

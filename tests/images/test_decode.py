@@ -188,7 +188,8 @@ def test_heif_names_the_package_that_it_needs(monkeypatch):
             patch.delitem(Image.OPEN, "HEIF", raising=False)
             assert (
                 reason_of(data)
-                == "a HEIF image, which needs the package pillow-heif: pip install pillow-heif"
+                == "HEIF (HEIC) images are not supported here: they need the package pillow-heif: "
+                "pip install pillow-heif"
             )
 
 
