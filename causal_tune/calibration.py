@@ -24,7 +24,17 @@ from scipy.special import expit
 
 from causal_tune.errors import InvalidConfig
 
-__all__ = ["IDENTITY", "Cuts", "Platt", "choose_cuts", "cross_fitted", "ece", "fit_platt", "reliability"]
+__all__ = [
+    "IDENTITY",
+    "Cuts",
+    "Platt",
+    "choose_cuts",
+    "cross_fitted",
+    "ece",
+    "fit_platt",
+    "images_needed",
+    "reliability",
+]
 
 NUM_BINS = 15
 """Of equal width, as in Guo et al."""
@@ -180,6 +190,15 @@ def choose_cuts(logits: ArrayLike, labels: ArrayLike, rate: float) -> Cuts:
         num_real=int((~truth).sum()),
         num_generated=int(truth.sum()),
     )
+
+
+def images_needed(rate: float) -> int:
+    """The fewest images of a class that can promise a rate of false verdicts (`choose_cuts`).
+
+    >>> images_needed(0.05), images_needed(0.01)
+    (19, 99)
+    """
+    return math.ceil(1 / rate - 1e-9) - 1
 
 
 def _quantile(scores: NDArray[np.float64], rate: float) -> tuple[float, float]:

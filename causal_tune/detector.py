@@ -18,7 +18,7 @@ and nothing here needs Ray.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,15 @@ from causal_tune.calibration import IDENTITY, Platt
 from causal_tune.clip import ClipEncoder, EncoderDescription, default_device, describe_encoder, load_encoder
 from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnknownName, UnreadableImage
 from causal_tune.fidelity import fidelity_of
+from causal_tune.guard import Guard
 from causal_tune.heads import Scorer, load_head
-from causal_tune.images.decode import crop_image, decode_crop, read_crop
+from causal_tune.images.decode import SizedCrop, crop_image, decode_sized, read_sized
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.processor import multiplies
 from causal_tune.runtimes.protocol import last_block
 from causal_tune.towers import tower_of
 
-__all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector"]
+__all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector", "model_id"]
 
 DETECTOR_FORMAT = 2
 UNSURE = "unsure"
@@ -59,6 +60,28 @@ class Score:
     """The calibrated probability that it is generated, at the share of generated images of the validation data."""
     verdict: str
     """`real`, `generated` or `unsure`."""
+    note: str | None = None
+    """Why the picture cannot be judged; the verdict is `unsure` whatever the score."""
+
+
+def model_id(description: Mapping[str, Any]) -> str:
+    """`NAME@HASH` of a `detector.json` (format 2): the hash covers all that scores and verdicts depend on.
+
+    That is the head's tensors and settings, the encoder, the preprocessing, the calibration and the cuts; not the
+    name, the measured figures or the provenance. Equal hashes give equal verdicts to equal images.
+    """
+    calibration = description["calibration"]
+    covered = {
+        name: description[name]
+        for name in ("model_sha256", "head", "layer", "encoder", "preprocessing", "labels")
+    }
+    covered["calibration"] = calibration and [calibration["slope"], calibration["offset"]]
+    # as float32, which logits are: the cut of format 1 is computed, and its last digits are the machine's
+    covered["cuts"] = [float(np.float32(description["unsure"][end]["logit"])) for end in ("low", "high")]
+    if "guard" in description:
+        covered["guard"] = description["guard"]
+    content = json.dumps(covered, sort_keys=True)
+    return f"{description['name']}@{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 class Detector:
@@ -68,6 +91,8 @@ class Detector:
         self.description = description
         self.layer: str = description["layer"]
         self.head: Scorer = load_head(description["head"], state)
+        self.guard = Guard(**description["guard"]) if "guard" in description else None
+        """Tells pictures that cannot be judged; None in detectors that an older release exported."""
         calibration = description["calibration"]
         self.calibration = (
             Platt(slope=calibration["slope"], offset=calibration["offset"]) if calibration else IDENTITY
@@ -82,6 +107,15 @@ class Detector:
     def name(self) -> str:
         """The detector's name."""
         return str(self.description["name"])
+
+    @property
+    def id(self) -> str:
+        """The name and a hash of all that its verdicts depend on (`model_id`): for logs and audit trails."""
+        return model_id(self.description)
+
+    def __repr__(self) -> str:
+        head, encoder = self.description["head"]["head"], self.description["encoder"]["name"]
+        return f"<Detector {self.id}: head {head} on layer {self.layer} of {encoder}>"
 
     @property
     def unsure(self) -> tuple[float, float]:
@@ -102,27 +136,42 @@ class Detector:
 
         Decodes in this process: files of strangers are better given to `causal-tune predict` or `serve`.
         """
-        crops = []
+        cropped: list[SizedCrop] = []
         for number, image in enumerate(images):
             try:
-                crops.append(self._crop(image))
+                cropped.append(self._crop(image))
             except UnreadableImage as error:
                 where = f"image {number} of {len(images)}: " if len(images) > 1 else ""
                 raise UnreadableImage(f"{where}{error}") from error
-        return self.score_crops(np.stack(crops)) if crops else []
+        if not cropped:
+            return []
+        return self.score_crops(np.stack([one.pixels for one in cropped]), [one.size for one in cropped])
 
-    def score_crops(self, crops: NDArray[np.uint8]) -> list[Score]:
-        """One `Score` a crop of uint8 [n, 224, 224, 3], made by this detector's `preprocessing`."""
-        return self.scores(self.logits(self.encoder().encode(crops)[self.layer]))
+    def score_crops(
+        self, crops: NDArray[np.uint8], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Score]:
+        """One `Score` a crop of uint8 [n, 224, 224, 3], made by this detector's `preprocessing`.
 
-    def scores(self, logits: ArrayLike) -> list[Score]:
-        """Logits [n] as scores, probabilities and verdicts."""
+        `sizes` are width and height of the images that they are of; without them small images are not told.
+        """
+        features = self.encoder().encode(crops)[self.layer]
+        return self.scores(self.logits(features), self.guard.notes(crops, sizes) if self.guard else None)
+
+    def scores(self, logits: ArrayLike, notes: Sequence[str | None] | None = None) -> list[Score]:
+        """Logits [n] as scores, probabilities and verdicts; `unsure` where there is a note."""
         values = np.asarray(logits, np.float32)
         raw = torch.sigmoid(torch.from_numpy(values)).tolist()
         probabilities = self.calibration.probabilities(values).tolist()
         return [
-            Score(score=score, probability=probability, verdict=self.verdict(logit))
-            for score, probability, logit in zip(raw, probabilities, values.tolist(), strict=True)
+            Score(
+                score=score,
+                probability=probability,
+                verdict=UNSURE if note else self.verdict(logit),
+                note=note,
+            )
+            for score, probability, logit, note in zip(
+                raw, probabilities, values.tolist(), notes or [None] * len(values), strict=True
+            )
         ]
 
     def verdict(self, logit: float) -> str:
@@ -140,12 +189,12 @@ class Detector:
         with torch.inference_mode():
             return self.head.logits(torch.from_numpy(np.ascontiguousarray(features))).numpy()
 
-    def _crop(self, image: Imagelike) -> NDArray[np.uint8]:
+    def _crop(self, image: Imagelike) -> SizedCrop:
         if isinstance(image, bytes):
-            return decode_crop(image, self.preprocessing)
+            return decode_sized(image, self.preprocessing)
         if isinstance(image, Image.Image):
-            return crop_image(image, self.preprocessing)
-        return read_crop(image, self.preprocessing)
+            return SizedCrop(crop_image(image, self.preprocessing), image.size)
+        return read_sized(image, self.preprocessing)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -237,6 +286,15 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "format": DETECTOR_FORMAT, "threshold": threshold, "unsure": unsure}
 
 
+def _check(path: Path, data: bytes, wanted: str) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != wanted:
+        raise DetectorError(
+            f"{path} has sha256 {found[:12]}, detector.json names {wanted[:12]}: the file was changed or damaged. "
+            "Copy the folder again."
+        )
+
+
 def load_detector(path: Path | str) -> Detector:
     """The detector in the folder `path`.
 
@@ -259,12 +317,7 @@ def load_detector(path: Path | str) -> Detector:
             f"{DETECTOR_FORMAT}. Install the release that wrote it, or export it again."
         )
     try:
-        found = hashlib.sha256(data).hexdigest()
-        if found != description["model_sha256"]:
-            raise DetectorError(
-                f"{folder / 'model.safetensors'} has sha256 {found[:12]}, detector.json names "
-                f"{description['model_sha256'][:12]}: the file was changed or damaged. Copy the folder again."
-            )
+        _check(folder / "model.safetensors", data, description["model_sha256"])
         return Detector(_upgraded(description), load_safetensors(data))
     except CausalTuneError:
         raise

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from scipy.special import expit
@@ -21,6 +23,8 @@ from causal_tune.detector import DETECTOR_FORMAT, Detector, load_detector
 from causal_tune.errors import DetectorError, StudyError
 from causal_tune.features import FeatureStore
 from causal_tune.features.stores import index_of_store
+from causal_tune.guard import Guard
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.judgement import judge
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.model_card import model_card
@@ -112,6 +116,7 @@ def export_detector(
     provenance = f"the validation split of {', '.join(spec.train_generators)}"
     if others := [name for name in spec.val_generators if name in scored]:
         provenance += f" and the validation generators {', '.join(others)}"
+    table = index_of_store(store, index)
     calibration = fit_platt(fitted.logits, fitted.labels)
     cuts = choose_cuts(fitted.logits, fitted.labels, fpr)
     description = {
@@ -125,8 +130,9 @@ def export_detector(
         "labels": {"0": "real", "1": "generated"},
         "calibration": _calibration(calibration, fitted, provenance),
         **_verdicts(cuts, calibration, fitted, provenance),
+        "guard": Guard(max_enlargement=_max_enlargement(spec, store, table)).to_dict(),
         "metrics": _metrics(scored, spec, winner, calibration, cuts),
-        "audit": _audit(index, store, spec),
+        "audit": _audit(table, spec),
         "model_sha256": hashlib.sha256(data).hexdigest(),
         "provenance": {
             "study": spec.name,
@@ -217,11 +223,13 @@ def _verdicts(cuts: Cuts, calibration: Platt, fitted_on: Scored, provenance: str
 
     real, generated = fitted_on.logits[fitted_on.labels == 0], fitted_on.logits[fitted_on.labels == 1]
     low, high = cuts.unsure
-    few = (
-        f", though {cuts.num_real} real images can promise no less than {cuts.bound_real:.3g}"
-        if cuts.bound_real > cuts.wished
-        else ""
-    )
+
+    def promised(bound: float, num: int, kind: str) -> str:
+        few = f" ({100 * cuts.wished:g} % were asked for)" if bound > cuts.wished else ""
+        return f"at most {100 * bound:.3g} % of {kind} images{few}, by the {num} {kind} images"
+
+    most_real = promised(cuts.bound_real, cuts.num_real, "real")
+    most_generated = promised(cuts.bound_generated, cuts.num_generated, "generated")
     return {
         "threshold": {
             **told(cuts.generated_from),
@@ -229,8 +237,7 @@ def _verdicts(cuts: Cuts, calibration: Platt, fitted_on: Scored, provenance: str
             "promised_fpr": cuts.bound_real,
             "fpr": float((real >= cuts.generated_from).mean()),
             "tpr": float((generated >= cuts.generated_from).mean()),
-            "provenance": f"at most {cuts.wished:g} of real images reach it, by the {cuts.num_real} real images of "
-            f"{provenance}{few}",
+            "provenance": f"reached by {most_real} of {provenance}",
         },
         "unsure": {
             "low": told(low),
@@ -238,8 +245,7 @@ def _verdicts(cuts: Cuts, calibration: Platt, fitted_on: Scored, provenance: str
             "promised_miss_rate": cuts.bound_generated,
             "share_of_real": float(((real >= low) & (real < high)).mean()),
             "share_of_generated": float(((generated >= low) & (generated < high)).mean()),
-            "provenance": f"from it on at most {cuts.wished:g} of real images, and below it at most {cuts.wished:g} of "
-            f"generated ones, by {provenance}",
+            "provenance": f"above it {most_real}, and below it {most_generated}, of {provenance}",
         },
     }
 
@@ -261,9 +267,22 @@ def _metrics(
     }
 
 
-def _audit(index: Path | None, store: FeatureStore, spec: StudySpec) -> list[dict[str, Any]] | None:
+def _max_enlargement(spec: StudySpec, store: FeatureStore, table: pa.Table | None) -> float | None:
+    """Twice what the images of the training and validation generators need, but for the smallest hundredth of them.
+
+    None where their sizes are not known, or small images are not enlarged.
+    """
+    preprocessing = Preprocessing.parse(store.description["preprocessing"])
+    if table is None or preprocessing.small != "resize":
+        return None
+    known = pc.is_in(table["generator"], pa.array([*spec.train_generators, *spec.val_generators]))
+    sides = table.filter(known).select(["width", "height"]).drop_null()
+    shorter = np.minimum(sides["width"].to_numpy(), sides["height"].to_numpy())
+    return 2 * max(1.0, preprocessing.crop_size / float(np.quantile(shorter, 0.01)))
+
+
+def _audit(table: pa.Table | None, spec: StudySpec) -> list[dict[str, Any]] | None:
     """Findings of the audit of the images; None where their index is not at hand."""
-    table = index_of_store(store, index)
     if table is None:
         return None
     audit = audit_index(table, train_generators=spec.train_generators)

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from causal_tune.calibration import images_needed
+from causal_tune.detector import model_id
+from causal_tune.guard import Guard
 from causal_tune.heads import reads
+from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.selection import Roles
 from causal_tune.wording import inline_markdown, markdown_cell
 
-__all__ = ["model_card"]
+__all__ = ["calibration_findings", "failures", "model_card"]
 
 
 def model_card(description: Mapping[str, Any]) -> str:
@@ -20,7 +24,8 @@ def model_card(description: Mapping[str, Any]) -> str:
     return f"""# {markdown_cell(name)}: a detector of generated images
 
 A `{provenance["config"]["head"]}` head on the frozen features of `{encoder["name"]}` (layer `{description["layer"]}`,
-weights {encoder["weights_sha256"][:12]}, preprocessing `{description["preprocessing"]}`).
+weights {encoder["weights_sha256"][:12]}, preprocessing `{description["preprocessing"]}`). Model id:
+`{model_id(description)}`, which every list of scores and every answer of a server carries.
 
     causal-tune predict {name} PATH... -o scores.csv
 
@@ -50,7 +55,7 @@ so their figures are optimistic. {_perturbed(description)}
 
 ## Where it fails
 
-{_bullets(_failures(description))}
+{_bullets([f"**{markdown_cell(name)}**: {what}" for name, what in failures(description)])}
 
 ## What the audit of the images found
 
@@ -64,12 +69,12 @@ so their figures are optimistic. {_perturbed(description)}
   can score high, and generated images in a photographic style low.
 - The features are of a crop of 224 x 224 pixels: what lies outside it, such as a small edited part, is not seen.
 - Recompressed, resized or cropped images were {"measured as above" if _degraded(description) else "not measured"}.
-{_dtype(encoder)}
+{_guard(description)}{_dtype(encoder)}
 ## Calibration and threshold
 
 {_calibration(description)}
 
-The threshold is at score {threshold["score"]:.4g}: {markdown_cell(threshold["provenance"])}. The band:
+The threshold is at score {threshold["score"]:.4g}, {markdown_cell(threshold["provenance"])}. The band:
 {markdown_cell(unsure["provenance"])}.
 
 ## Where it comes from
@@ -136,27 +141,68 @@ def _unsure(metrics: Mapping[str, Any]) -> float:
     return float(total / sum(counts.values()))
 
 
-def _failures(description: Mapping[str, Any]) -> list[str]:
-    """Generators on which the detector does not do what it does on the validation data."""
+def calibration_findings(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the calibration images could not give: promised rates, better probabilities. (subject, sentence) each."""
     found = []
+    calibration, threshold = description["calibration"], description["threshold"]
+    wished = threshold["wished_fpr"]
+    for side, verdict, bound, num in (
+        ("real", "generated", threshold["promised_fpr"], calibration["num_real"]),
+        ("generated", "real", description["unsure"]["promised_miss_rate"], calibration["num_generated"]),
+    ):
+        if bound > wished:
+            found.append(
+                (
+                    "threshold",
+                    f"a rate of {100 * wished:g} % of {side} images called {verdict} was asked for, and {num} "
+                    f"{side} images can promise no less than {100 * bound:.3g} %. {images_needed(wished)} are needed.",
+                )
+            )
+    before, after = (round(100 * calibration[f"ece_{when}"], 1) for when in ("before", "after"))
+    if after > before:
+        found.append(
+            (
+                "calibration",
+                f"it does not help here. The expected calibration error is {before:.1f} points before and {after:.1f} "
+                "after, on images that the fit has not seen: take probabilities as rough.",
+            )
+        )
+    return found
+
+
+def failures(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the detector does not do what it does on the validation data, and `calibration_findings`.
+
+    (subject, sentence) each; the subject is a generator, or a part of the detector.
+    """
+    found = calibration_findings(description)
     wished = description["threshold"]["wished_fpr"]
-    for generator, one in description["metrics"]["generators"].items():
-        name = markdown_cell(generator)
+    for name, one in description["metrics"]["generators"].items():
         real, generated = one["real_as"], one["generated_as"]
         if real and wished and one["intervals"]["false_positives"][0] > wished:
-            found.append(
-                f"**{name}**: {_percent(real['generated'])} % of its real images are called generated, "
-                f"where {_percent(wished)} % were wished for."
-            )
+            mistaken = f"{_percent(real['generated'])} % of its real images are called generated"
+            found.append((name, f"{mistaken} (target: {_percent(wished)} %)."))
         if generated and generated["real"] > 0.2:
-            found.append(
-                f"**{name}**: {_percent(generated['real'])} % of its generated images are called real."
-            )
+            found.append((name, f"{_percent(generated['real'])} % of its generated images are called real."))
         if one["intervals"].get("auc", [1.0])[0] <= 0.5:
-            found.append(f"**{name}**: its AUC of {_percent(one['auc'])} cannot be told from guessing.")
+            found.append((name, f"an AUC of {_percent(one['auc'])} cannot be told from guessing."))
         if _unsure(one) > 0.5:
-            found.append(f"**{name}**: for {_percent(_unsure(one))} % of its images the verdict is *unsure*.")
+            found.append((name, f"{_percent(_unsure(one))} % of its images are called unsure."))
     return found
+
+
+def _guard(description: Mapping[str, Any]) -> str:
+    if "guard" not in description:
+        return ""
+    side = Guard(**description["guard"]).smallest_side(
+        Preprocessing.parse(description["preprocessing"]).crop_size
+    )
+    small = "" if side is None else f", and a shorter side of fewer than {side} pixels"
+    return (
+        "- Pictures that cannot be judged are *unsure* whatever their score, with the reason as a note: one colour, "
+        f"noise, text and drawings{small}. Other kinds of pictures that it was not trained on are not recognised: "
+        "paintings, scans and medical images get a verdict like any photograph.\n"
+    )
 
 
 def _bullets(lines: Sequence[str]) -> str:

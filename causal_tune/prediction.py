@@ -6,7 +6,7 @@ order, and the folder goes.
 
     .scores.csv.parts/
         task.json          what the parts are a function of; parts of anything else are made anew
-        parts/00000.arrow  score, probability, verdict and reason of 64 images
+        parts/00000.arrow  score, probability, verdict, note and reason of 64 images
 """
 
 import csv
@@ -54,7 +54,12 @@ class Scored:
     score: float | None
     probability: float | None
     verdict: str | None
+    note: str | None
+    """Why the picture cannot be judged; its verdict is `unsure` whatever the score."""
     reason: str | None
+    """Why there is no score."""
+    model: str
+    """`Detector.id` of the detector that was asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,8 @@ class Prediction:
     num_images: int
     verdicts: Mapping[str, int]
     """Images by verdict."""
+    num_noted: int
+    """Of those that are `unsure`, the images with a note."""
     num_unreadable: int
     num_done_before: int
     """Of an earlier run that was interrupted."""
@@ -111,12 +118,14 @@ class _PieceScorer:
         self.batch_size = batch_size
 
     def __call__(self, read: dict[str, Any]) -> dict[str, Any]:
-        crops, reasons = read["crops"], json.loads(read["reasons"])
+        crops, sizes, reasons = read["crops"], json.loads(read["sizes"]), json.loads(read["reasons"])
         scores = iter(
             [
                 score
                 for begin in range(0, len(crops), self.batch_size)
-                for score in self.detector.score_crops(crops[begin : begin + self.batch_size])
+                for score in self.detector.score_crops(
+                    crops[begin : begin + self.batch_size], sizes[begin : begin + self.batch_size]
+                )
             ]
         )
         rows = [asdict(next(scores)) if reason is None else {"reason": reason} for reason in reasons]
@@ -134,9 +143,11 @@ _PART = pa.schema(
         ("score", pa.float64()),
         ("probability", pa.float64()),
         ("verdict", pa.string()),
+        ("note", pa.string()),
         ("reason", pa.string()),
     ]
 )
+_ROW = pa.schema([("path", pa.string()), *_PART, ("model", pa.string())])
 
 
 def predict(
@@ -168,7 +179,7 @@ def predict(
     loaded = load_detector(detector)
     begin = time.monotonic()
     task = {
-        "format": 1,
+        "format": 2,
         "detector": _content_hash(loaded),
         "encoder": loaded.encoder_description(runtime).fingerprint,
         "images": hashlib.sha256("\0".join(map(located, paths)).encode(errors="surrogateescape")).hexdigest(),
@@ -209,7 +220,7 @@ def predict(
                 piece = int(result["piece"])
                 done[piece] = _count(parts[piece])
                 tell()
-            prediction = _join(paths, parts, output, num_first, num_done_before, begin)
+            prediction = _join(paths, parts, output, loaded.id, num_first, num_done_before, begin)
         if output is not None:
             shutil.rmtree(folder)
     return prediction
@@ -287,23 +298,26 @@ def _join(
     paths: Sequence[str],
     parts: Sequence[Path],
     output: Path | None,
+    model: str,
     num_first: int,
     num_done_before: int,
     begin: float,
 ) -> Prediction:
     verdicts: dict[str, int] = {}
     first: list[Scored] = []
-    num_unreadable = 0
+    num_unreadable = num_noted = 0
 
     def tables() -> Iterator[pa.Table]:
-        nonlocal num_unreadable
+        nonlocal num_unreadable, num_noted
         for piece, part in enumerate(parts):
             rows = _rows(part)
             names = [_as_text(path) for path in paths[piece * _PIECE : (piece + 1) * _PIECE]]
             for verdict in rows["verdict"].drop_null().to_pylist():
                 verdicts[verdict] = verdicts.get(verdict, 0) + 1
             num_unreadable += rows.num_rows - rows["reason"].null_count
+            num_noted += rows.num_rows - rows["note"].null_count
             table = rows.add_column(0, "path", pa.array(names, pa.string()))
+            table = table.append_column("model", pa.array([model] * len(names), pa.string()))
             if len(first) < num_first:
                 first.extend(Scored(**row) for row in table.slice(0, num_first - len(first)).to_pylist())
             yield table
@@ -317,6 +331,7 @@ def _join(
     return Prediction(
         num_images=len(paths),
         verdicts=verdicts,
+        num_noted=num_noted,
         num_unreadable=num_unreadable,
         num_done_before=num_done_before,
         elapsed_s=time.monotonic() - begin,
@@ -326,7 +341,7 @@ def _join(
 
 def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["path", *_PART.names])
+        writer = csv.DictWriter(file, _ROW.names)
         writer.writeheader()
         for table in tables:
             writer.writerows(table.to_pylist())
@@ -339,7 +354,7 @@ def _write_jsonl(tables: Iterator[pa.Table], path: Path) -> None:
 
 
 def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
-    with pq.ParquetWriter(path, pa.schema([("path", pa.string()), *_PART])) as writer:
+    with pq.ParquetWriter(path, _ROW) as writer:
         for table in tables:
             writer.write_table(table)
 

@@ -34,7 +34,7 @@ def save_mlflow_model(folder: Path | str, target: Path | str) -> Path:
     """Write the detector in `folder` as an MLflow model to the new folder `target`, for `mlflow.pyfunc.load_model`.
 
     It takes rows with one of the columns `image` (bytes of a file), `path` (local or a URI) or `features`, and gives
-    score, probability, verdict and reason. It brings the code of this package, so that an environment made of its
+    score, probability, verdict, note and reason. It brings the code of this package, so that an environment made of its
     requirements is enough; encoder weights are those of the machine, as `causal-tune fetch` brings them.
     `TrackingError` where `target` holds something or cannot be written, `DetectorError` for the detector.
     """
@@ -63,6 +63,7 @@ def save_mlflow_model(folder: Path | str, target: Path | str) -> Path:
                 ColSpec(DataType.double, "score", required=False),
                 ColSpec(DataType.double, "probability", required=False),
                 ColSpec(DataType.string, "verdict", required=False),
+                ColSpec(DataType.string, "note", required=False),
                 ColSpec(DataType.string, "reason", required=False),
             ]
         ),
@@ -80,6 +81,7 @@ def save_mlflow_model(folder: Path | str, target: Path | str) -> Path:
             input_example=pd.DataFrame({"features": [np.linspace(-1, 1, width).tolist()]}),
             metadata={
                 "detector": detector.name,
+                "model_id": detector.id,
                 "model_sha256": detector.description["model_sha256"],
                 "study": detector.description["provenance"]["study"],
                 "trial": detector.description["provenance"]["trial"],

@@ -1,5 +1,6 @@
 """What MLflow runs to load a detector: models from code, nothing pickled. Copied into each model by `pyfunc`."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 COLUMNS = ("image", "path", "features")
+OUTPUTS = ["score", "probability", "verdict", "note", "reason"]
 
 
 class DetectorModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
@@ -22,7 +24,7 @@ class DetectorModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row each: score, probability and verdict, or a reason. Columns: those of the signature."""
+        """One row each: score, probability, verdict and note, or a reason. Columns: those of the signature."""
         from causal_tune.errors import InvalidConfig, UnreadableImage
 
         given = [name for name in COLUMNS if name in model_input and model_input[name].notna().all()]
@@ -45,17 +47,10 @@ class DetectorModel(PythonModel):  # type: ignore[misc]  # mlflow ships no types
                     scores.append(str(error))
         for one in scores:
             if isinstance(one, str):
-                rows.append({"score": None, "probability": None, "verdict": None, "reason": one})
+                rows.append({**dict.fromkeys(OUTPUTS), "reason": one})
             else:
-                rows.append(
-                    {
-                        "score": one.score,
-                        "probability": one.probability,
-                        "verdict": one.verdict,
-                        "reason": None,
-                    }
-                )
-        return pd.DataFrame(rows, columns=["score", "probability", "verdict", "reason"])
+                rows.append({**asdict(one), "reason": None})
+        return pd.DataFrame(rows, columns=OUTPUTS)
 
 
 set_model(DetectorModel())

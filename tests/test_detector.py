@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from causal_tune.detector import Score, load_detector
+from causal_tune.detector import Score, load_detector, model_id
 from causal_tune.errors import DetectorError, StudyError, UnreadableImage
 from causal_tune.export import export_detector
 from causal_tune.images.decode import read_crop
 from causal_tune.ledger import Ledger
-from causal_tune.model_card import model_card
+from causal_tune.model_card import calibration_findings, model_card
+from causal_tune.trial import TrialConfig
 from tests.conftest import Finished, draw, run_cli
 
 STORED = Path(__file__).parent / "stored" / "detector-format-1"
@@ -127,13 +128,50 @@ def test_the_threshold_does_not_depend_on_the_test_generators(finished: Finished
         assert without[name] == whole[name]
 
 
+def test_the_id_covers_all_that_verdicts_depend_on() -> None:
+    description = load_detector(STORED).description
+    same = json.loads(json.dumps(description))
+    same["name"] = "renamed"
+    same["metrics"], same["provenance"]["exported"] = {}, "2030-01-01T00:00:00Z"
+    name, digest = model_id(description).split("@")
+    assert (name, len(digest)) == ("small", 12)
+    assert model_id(same) == f"renamed@{digest}"
+    changes: list[tuple[tuple[str, ...], object]] = [
+        (("model_sha256",), "0" * 64),
+        (("head", "evaluation_mask"), "mean"),
+        (("layer",), "pre"),
+        (("encoder", "weights_sha256"), "0" * 64),
+        (("encoder", "dtype"), "bfloat16"),
+        (("preprocessing",), "center-crop-224/v1+recompress=90"),
+        (("labels", "1"), "synthetic"),
+        (("calibration",), {"slope": 2.0, "offset": 0.0}),
+        (("unsure", "low", "logit"), -0.5),
+        (("unsure", "high", "logit"), 0.5),
+    ]
+    found = {digest}
+    for path, value in changes:
+        changed = json.loads(json.dumps(description))
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        found.add(model_id(changed).split("@")[1])
+    assert len(found) == 1 + len(changes)
+    assert model_id(description) in repr(load_detector(STORED))
+
+
 def test_a_wished_rate_moves_the_cuts(finished: Finished, tmp_path: Path) -> None:
-    found = {}
+    found, ids = {}, set()
     for rate in (0.05, 0.4):
         words = ("export", "small", "-o", tmp_path / str(rate), "--workspace", finished.workspace)
         result = run_cli(*words, "--fpr", rate, "--json")
         assert result.exit_code == 0, result.output
         found[rate] = json.loads(result.stdout)
+        detector = load_detector(tmp_path / str(rate))
+        ids.add(detector.id.split("@")[1])
+        assert f"`{detector.id}`" in (tmp_path / str(rate) / "README.md").read_text()
+    assert len(ids) == 2
+    assert ids & {load_detector(finished.detector).id.split("@")[1]}  # the same export again
     assert found[0.4]["threshold"]["score"] < found[0.05]["threshold"]["score"]
     assert 0.05 < found[0.4]["threshold"]["fpr"] <= 0.4
     assert "--fpr 0.4" in found[0.4]["command"]
@@ -163,6 +201,43 @@ def test_the_card_tells_what_there_is_to_fear(finished: Finished) -> None:
         assert f"`{read}`" in card
         assert f"`{left}`" not in card
         assert "Trained on a\\|\\<b> only" in card
+
+
+def test_a_rate_that_the_images_cannot_promise_is_said(finished: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "strict"
+    result = run_cli("export", "small", "-o", folder, "--workspace", finished.workspace, "--fpr", 0.01)
+    assert result.exit_code == 0, result.output
+    description = load_detector(folder).description
+    num_real = description["calibration"]["num_real"]
+    assert 19 < num_real < 99
+    least = f"{100 / (num_real + 1):.3g} %"
+    said = f"{num_real} real images can promise no less than {least}. 99 are needed."
+    card = (folder / "README.md").read_text()
+    assert said in " ".join(result.output.split())
+    assert said in card.split("## Where it fails")[1].split("## ")[0]
+    assert f"at most {least} of real images (1 % were asked for)" in card
+    assert "at most 1 %" not in card
+    usual = load_detector(finished.detector).description
+    assert not [one for one in calibration_findings(usual) if one[0] == "threshold"]
+
+
+def test_a_calibration_that_does_not_help_is_said(finished: Finished) -> None:
+    description = load_detector(finished.detector).description
+    for after, number in ((0.09, 1), (0.08, 0), (0.07, 0)):
+        changed = {**description["calibration"], "ece_before": 0.08, "ece_after": after}
+        found = calibration_findings({**description, "calibration": changed})
+        assert [one[0] for one in found].count("calibration") == number
+        card = model_card({**description, "calibration": changed})
+        assert ("8.0 points before and 9.0 after" in card) == bool(number)
+
+
+def test_the_card_has_the_settings_of_its_head_alone(finished: Finished) -> None:
+    description = load_detector(finished.detector).description
+    for head, has, has_not in (("linear", "learning_rate", "lambda1"), ("causal", "lambda1", "mlp_width")):
+        config = {**TrialConfig().to_dict(), "head": head}
+        card = model_card({**description, "provenance": {**description["provenance"], "config": config}})
+        assert f"- `{has}`: " in card
+        assert f"- `{has_not}`: " not in card
 
 
 def test_trials_without_a_sound_head_are_refused(finished: Finished, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_it_is_code_with_signature_example_and_requirements(saved: Path) -> None
     names = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
     assert not [name for name in names if name.endswith((".pkl", ".pickle"))]
     text = (saved / "MLmodel").read_text()
-    assert all(f'"name": "{column}"' in text for column in ("image", "path", "features", "verdict"))
+    assert all(f'"name": "{column}"' in text for column in ("image", "path", "features", "verdict", "note"))
     required = (saved / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in required)
     assert any(line.startswith("torch==") for line in required)

@@ -20,6 +20,7 @@ from causal_tune.cli.output import (
 )
 from causal_tune.export import FALSE_POSITIVES, export_detector
 from causal_tune.ledger import Ledger
+from causal_tune.model_card import failures
 from causal_tune.selection import CRITERIA
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
@@ -136,10 +137,15 @@ def export_command(
             out.print(note, markup=False)
         out.print(
             f"Generated from score {unsure['high']['score']:.4g}, real below {unsure['low']['score']:.4g}, unsure "
-            f"between; calibration error {percent(calibration['ece_before'])} before and "
+            f"between. Calibration error: {percent(calibration['ece_before'])} points before, "
             f"{percent(calibration['ece_after'])} after.",
             soft_wrap=True,
         )
+        found = failures(described)
+        if found:
+            out.print("Where it fails:")
+            for subject, what in found:
+                out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
         if champion is not None:
             out.print(
                 f"Registered in MLflow: models:/{register}@champion is version {champion}.", soft_wrap=True
@@ -147,4 +153,6 @@ def export_command(
         out.print(f"Next: causal-tune predict {folder} PATH... -o scores.csv", soft_wrap=True)
 
     document = {"detector": str(folder), **described["provenance"], "registered_version": champion}
+    document["model"] = detector.id
+    document["failures"] = [{"subject": subject, "what": what} for subject, what in failures(described)]
     emit(as_json, document | {name: described[name] for name in ("threshold", "unsure", "calibration")}, show)

@@ -32,6 +32,7 @@ from causal_tune.cli.tune import run_tune, study_options
 from causal_tune.export import export_detector
 from causal_tune.extraction import Extraction
 from causal_tune.images.choice import Choice
+from causal_tune.model_card import calibration_findings
 from causal_tune.report.page import write_report
 from causal_tune.report.section import Report
 from causal_tune.selection import best
@@ -168,6 +169,8 @@ def run_job(
             out.print(f"Report: {report_path}", soft_wrap=True)
         if detector:
             out.print(f"Detector: {detector_path}", soft_wrap=True)
+            for subject, what in calibration_findings(detector.description):
+                out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
         if note := passed_over_note(provenance):
             out.print(note, markup=False)
         steps = {

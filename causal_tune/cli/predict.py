@@ -66,7 +66,8 @@ def predict_command(
     """Score images with DETECTOR, a name or a folder.
 
     The images are files and all those below folders, local or behind URIs (s3://, gs://, ...). One row each: score,
-    probability and verdict, or the reason why there is none.
+    probability and verdict with a note where the picture cannot be judged, or the reason why there is none, and the id
+    of the detector.
     """
     check_output(output)
     folder = under_workspace(workspace, "detectors", detector)
@@ -104,18 +105,20 @@ def predict_command(
         )
     document = {
         "detector": str(folder),
+        "model": loaded.id,
         "num_images": done.num_images,
         "num_scored": done.num_images - done.num_unreadable,
         "num_generated": done.verdicts.get("generated", 0),
         "num_real": done.verdicts.get("real", 0),
         "num_unsure": done.verdicts.get(UNSURE, 0),
+        "num_noted": done.num_noted,
         "num_skipped_files": num_skipped,
         "num_done_before": done.num_done_before,
         "elapsed_s": done.elapsed_s,
         "output": str(output) if output else None,
         "scores": [asdict(one) for one in done.first] if output is None else None,
     }
-    emit(as_json, document, lambda: _show(loaded.name, done, done.first, output, num_skipped))
+    emit(as_json, document, lambda: _show(loaded.id, done, done.first, output, num_skipped))
     if done.num_unreadable:
         raise WorkFailed(
             f"{done.num_unreadable:,} of {done.num_images:,} images could not be scored; "
@@ -132,7 +135,7 @@ def _show(
             one.path,
             "-" if one.score is None else f"{one.score:.4f}",
             "-" if one.probability is None else f"{one.probability:.4f}",
-            one.verdict or f"- {one.reason}",
+            ": ".join(filter(None, [one.verdict or "-", one.note or one.reason])),
         ]
         for one in shown
     ]
@@ -141,6 +144,8 @@ def _show(
         where = f" in {output}" if output else "; -o FILE keeps them all"
         out.print(f"... and {done.num_images - len(shown):,} more{where}.", soft_wrap=True)
     counts = ", ".join(f"{done.verdicts.get(word, 0):,} {word}" for word in ("generated", UNSURE, "real"))
+    if done.num_noted:
+        counts += f" ({done.num_noted:,} unsure because they cannot be judged: see their notes)"
     num_now = done.num_images - done.num_done_before
     before = f", {done.num_done_before:,} by an earlier run" if done.num_done_before else ""
     rate = num_now / done.elapsed_s if done.elapsed_s else 0.0

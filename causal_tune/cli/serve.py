@@ -64,11 +64,19 @@ _MIN_TOKEN = 16
     help="Seconds for a request to arrive.",
 )
 @click.option(
+    "--drain-delay",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Seconds after SIGTERM for which /readyz says no and requests are still taken: longer than the interval "
+    "at which your load balancer asks it.",
+)
+@click.option(
     "--drain-timeout",
     type=click.IntRange(1),
     default=30,
     show_default=True,
-    help="Seconds for what was begun when the server is asked to end.",
+    help="Seconds after that for requests that have begun.",
 )
 @click.option("--address", help="A Ray cluster for the replicas. Default: a local Ray, or $RAY_ADDRESS.")
 @runtime_option("that of the training where the machine has it")
@@ -89,6 +97,7 @@ def serve_command(
     max_pixels: int,
     rate: float,
     read_timeout: float,
+    drain_delay: float,
     drain_timeout: int,
     address: str | None,
     runtime: str,
@@ -108,7 +117,7 @@ def serve_command(
     token = read_token(token_file)
     from causal_tune.cluster import connected
     from causal_tune.detector import load_detector
-    from causal_tune.serving.app import Gate, model_id
+    from causal_tune.serving.app import Gate
     from causal_tune.serving.decoding import Decoders
     from causal_tune.serving.limits import Limits
     from causal_tune.serving.records import log, log_to_stderr
@@ -140,15 +149,15 @@ def serve_command(
         asked.start()
         gate = Gate(detector=loaded, card=text, replicas=asked, decoders=pool, limits=limits, token=token)
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        document = {"url": url, "model": model_id(loaded), "replicas": replicas, "pid": os.getpid()}
+        document = {"url": url, "model": loaded.id, "replicas": replicas, "pid": os.getpid()}
 
         def announce() -> None:
             log_to_stderr()
-            log("listening", url=url, model=model_id(loaded), seconds=round(time.monotonic() - started, 1))
+            log("listening", url=url, model=loaded.id, seconds=round(time.monotonic() - started, 1))
             emit(as_json, document, lambda: out.print(f"{loaded.name} answers at {url}. Ctrl-C ends it."))
 
         try:
-            run(gate, bound, drain_s=drain_timeout, announce=announce)
+            run(gate, bound, drain_delay_s=drain_delay, drain_s=drain_timeout, announce=announce)
         finally:
             pool.close()
             asked.stop()

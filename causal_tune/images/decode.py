@@ -41,6 +41,7 @@ of the installed Pillow and its libraries. No global state of Pillow is read or 
 import io
 import os
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -65,13 +66,16 @@ __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "Preprocessing",
+    "SizedCrop",
     "crop",
     "crop_image",
     "decode_crop",
+    "decode_sized",
     "decode_thumbnail",
     "decode_upright",
     "open_image",
     "read_crop",
+    "read_sized",
     "recompress",
 ]
 
@@ -103,6 +107,16 @@ def read_crop(path: str | os.PathLike[str], preprocessing: Preprocessing = _DEFA
     return decode_crop(read_image_bytes(path), preprocessing)
 
 
+@dataclass(frozen=True, slots=True)
+class SizedCrop:
+    """A crop and the size of the image that it is of."""
+
+    pixels: npt.NDArray[np.uint8]
+    """[size, size, 3]"""
+    size: tuple[int, int]
+    """Width and height of the whole image, in pixels."""
+
+
 def decode_crop(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
     """The centre crop of an encoded image, uint8 [size, size, 3], RGB; the rules are the module's.
 
@@ -117,13 +131,23 @@ def decode_crop(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> npt.NDA
     Traceback (most recent call last):
     causal_tune.errors.UnreadableImage: not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF image: begins with 'hello'
     """
+    return decode_sized(data, preprocessing).pixels
+
+
+def decode_sized(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> SizedCrop:
+    """`decode_crop`, and the size of the image as it is stored."""
     image = _loaded(data)
     try:
         if preprocessing.recompress is None and min(image.size) >= preprocessing.crop_size:
-            return _crop_first(image, preprocessing.crop_size)
-        return crop(_upright(image), preprocessing)
+            return SizedCrop(_crop_first(image, preprocessing.crop_size), image.size)
+        return SizedCrop(crop(_upright(image), preprocessing), image.size)
     except Exception as error:  # whatever a conversion raises on odd data becomes the reason
         raise unreadable(image.format, data, error) from error
+
+
+def read_sized(path: str | os.PathLike[str], preprocessing: Preprocessing = _DEFAULT) -> SizedCrop:
+    """`read_crop`, and the size of the image as it is stored."""
+    return decode_sized(read_image_bytes(path), preprocessing)
 
 
 def decode_upright(data: bytes) -> Image.Image:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from causal_tune.errors import UnreadableImage
-from causal_tune.images.decode import CROP_SIZE, read_crop
+from causal_tune.images.decode import CROP_SIZE, read_sized
 from causal_tune.images.isolated import isolated
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.images.views import ViewCrop, read_views
@@ -74,15 +74,20 @@ def decode_piece(
 def read_piece(task: dict[str, Any]) -> dict[str, Any]:
     """Read and decode files that are in no index: `paths` (JSON, for a name need not be UTF-8) by `preprocessing`.
 
-    The result has `crops` of those that were read (uint8 [n, 224, 224, 3]) and `reasons` (JSON): one for each path,
-    null where it was read; the rest of `task` is as it was.
+    The result has `crops` of those that were read (uint8 [n, 224, 224, 3]), their images' `sizes` (JSON, width and
+    height) and `reasons` (JSON): one for each path, null where it was read; the rest of `task` is as it was.
     """
     preprocessing = Preprocessing.parse(task["preprocessing"])
-    found = list(isolated(read_crop, [(path, preprocessing) for path in json.loads(task["paths"])]))
-    crops = [crop for crop in found if not isinstance(crop, UnreadableImage)]
-    reasons = [str(crop) if isinstance(crop, UnreadableImage) else None for crop in found]
+    found = list(isolated(read_sized, [(path, preprocessing) for path in json.loads(task["paths"])]))
+    images = [one for one in found if not isinstance(one, UnreadableImage)]
+    reasons = [str(one) if isinstance(one, UnreadableImage) else None for one in found]
     empty = np.empty((0, CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
-    return {**task, "reasons": json.dumps(reasons), "crops": np.stack(crops) if crops else empty}
+    return {
+        **task,
+        "reasons": json.dumps(reasons),
+        "sizes": json.dumps([one.size for one in images]),
+        "crops": np.stack([one.pixels for one in images]) if images else empty,
+    }
 
 
 def _views_to_read(num_rows: int, asked: list[dict[str, Any]]) -> dict[int, list[int]]:

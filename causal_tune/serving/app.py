@@ -30,7 +30,7 @@ from causal_tune.serving.reading import Held, Sent, read_images
 from causal_tune.serving.records import Metrics, log
 from causal_tune.serving.replicas import Judgement, Replicas
 
-__all__ = ["MAX_HEADER_BYTES", "Gate", "make_app", "model_id"]
+__all__ = ["MAX_HEADER_BYTES", "Gate", "make_app"]
 
 MAX_HEADER_BYTES = 32 * 2**10
 """Of the address and the headers of a request."""
@@ -61,7 +61,11 @@ class Result(BaseModel):
     score: float | None = None
     probability: float | None = None
     verdict: str | None = None
+    note: str | None = None
+    """Why the verdict is `unsure` whatever the score."""
     error: str | None = None
+    code: str | None = None
+    """One word for the error: `unreadable`, `too_large` or `unsupported_format`."""
 
 
 class Answer(BaseModel):
@@ -87,16 +91,11 @@ class Gate:
     """Set when the process has been asked to end."""
 
 
-def model_id(detector: Detector) -> str:
-    """The detector's name and the first digits of its weights' hash."""
-    return f"{detector.name}@{detector.description['model_sha256'][:12]}"
-
-
 def make_app(gate: Gate) -> FastAPI:
     """The application of a gate."""
     held, rate = Held(gate.limits), Rate(gate.limits.rate)
-    model = Model(id=model_id(gate.detector), calibrated=gate.detector.description["calibration"] is not None)
-    page = Page(gate.detector, gate.card, model_id=model.id, limits=gate.limits, has_token=bool(gate.token))
+    model = Model(id=gate.detector.id, calibrated=gate.detector.description["calibration"] is not None)
+    page = Page(gate.detector, gate.card, limits=gate.limits, has_token=bool(gate.token))
     digest = hashlib.sha256(gate.token.encode()).digest() if gate.token else None
 
     @asynccontextmanager
@@ -206,7 +205,8 @@ def make_app(gate: Gate) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        messages = {404: "There is nothing here. See /openapi.json.", 405: "Another method is meant here."}
+        allowed = (error.headers or {}).get("Allow", "another method")
+        messages = {404: "There is nothing here. See /openapi.json.", 405: f"Use {allowed}."}
         message = messages.get(error.status_code, str(error.detail))
         return _error(error.status_code, "http", message, dict(error.headers or {}))
 
@@ -256,7 +256,7 @@ async def _results(gate: Gate, images: Sequence[Sent]) -> list[Result]:
     for image, crop in zip(images, crops, strict=True):
         if isinstance(crop, UnreadableImage):
             gate.metrics.images.labels("unreadable").inc()
-            results.append(Result(name=image.name, error=str(crop)))
+            results.append(Result(name=image.name, error=crop.reason, code=crop.code))
             continue
         judgement: Judgement = next(judgements)
         gate.metrics.images.labels(judgement.verdict).inc()
@@ -267,6 +267,7 @@ async def _results(gate: Gate, images: Sequence[Sent]) -> list[Result]:
                 score=judgement.score,
                 probability=judgement.probability,
                 verdict=judgement.verdict,
+                note=judgement.note,
             )
         )
     return results

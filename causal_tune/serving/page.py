@@ -20,12 +20,9 @@ __all__ = ["Page"]
 class Page:
     """The page of one detector."""
 
-    def __init__(
-        self, detector: Detector, card: str, *, model_id: str, limits: Limits, has_token: bool
-    ) -> None:
+    def __init__(self, detector: Detector, card: str, *, limits: Limits, has_token: bool) -> None:
         self._detector = detector
         self._card = card
-        self._model_id = model_id
         self._limits = limits
         self._has_token = has_token
 
@@ -44,18 +41,27 @@ class Page:
             "maxImages": self._limits.max_images,
             "maxBytes": self._limits.max_body_bytes,
             "calibrated": self._detector.description["calibration"] is not None,
+            "band": self._band(),
+            "cropSize": self._detector.preprocessing.crop_size,
+            "model": self._detector.id,
         }
         values = {
             "name": escape(self._detector.name),
-            "model": escape(self._model_id),
+            "model": escape(self._detector.id),
             "settings": escape(json.dumps(settings)),
             "token": "" if self._has_token else "hidden",
             "megabytes": f"{self._limits.max_body_bytes / 2**20:g}",
-            "images": str(self._limits.max_images),
+            "crop": str(self._detector.preprocessing.crop_size),
             "limits": _to_html(limits),
             "card": _to_html(rest),
         }
         return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+    def _band(self) -> list[float]:
+        """Where the verdict changes, on the scale that the page shows."""
+        description = self._detector.description
+        scale = "score" if description["calibration"] is None else "probability"
+        return [description["unsure"][end][scale] for end in ("low", "high")]
 
 
 def _to_html(markdown: str) -> str:

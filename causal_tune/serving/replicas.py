@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from causal_tune.detector import load_detector
 from causal_tune.errors import DetectorError
+from causal_tune.images.decode import SizedCrop
 from causal_tune.serving.limits import Refused
 
 __all__ = ["Judgement", "Replicas", "Serving"]
@@ -49,6 +49,7 @@ class Judgement:
     score: float
     probability: float
     verdict: str
+    note: str | None
     num_batch: int
     """Images of the forward pass that it went through."""
 
@@ -64,10 +65,11 @@ class _Scorer:
         self._thread = ThreadPoolExecutor(1)  # the loop goes on taking in what the next batch is made of
         self._detector.score_crops(np.zeros((1, 224, 224, 3), np.uint8))  # the first pass is slower
 
-    async def score_batch(self, crops: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    async def score_batch(self, crops: list[SizedCrop]) -> list[dict[str, Any]]:
         """One judgement a crop."""
         loop = asyncio.get_running_loop()
-        scores = await loop.run_in_executor(self._thread, self._detector.score_crops, np.stack(crops))
+        pixels, sizes = np.stack([crop.pixels for crop in crops]), [crop.size for crop in crops]
+        scores = await loop.run_in_executor(self._thread, self._detector.score_crops, pixels, sizes)
         return [{**asdict(score), "num_batch": len(crops)} for score in scores]
 
 
@@ -96,7 +98,7 @@ class Replicas:
 
         class Scorer(_Scorer):
             @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=settings.batch_wait_s)  # type: ignore[untyped-decorator]
-            async def score(self, crops: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+            async def score(self, crops: list[SizedCrop]) -> list[dict[str, Any]]:
                 return await self.score_batch(crops)
 
         deployment = serve.deployment(
@@ -135,16 +137,16 @@ class Replicas:
         deployment = application.deployments.get(_DEPLOYMENT) if application else None
         return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
 
-    async def score(self, crops: Sequence[NDArray[np.uint8]]) -> list[Judgement]:
+    async def score(self, crops: Sequence[SizedCrop]) -> list[Judgement]:
         """One judgement a crop, in order. A replica that dies costs time; `Refused` (503) where none answers."""
         deadline = time.monotonic() + self._timeout_s
         return await asyncio.gather(*(self._score_one(crop, deadline) for crop in crops))
 
-    async def _ask(self, crop: NDArray[np.uint8]) -> dict[str, Any]:
+    async def _ask(self, crop: SizedCrop) -> dict[str, Any]:
         answer: dict[str, Any] = await self._handle.score.remote(crop)
         return answer
 
-    async def _score_one(self, crop: NDArray[np.uint8], deadline: float) -> Judgement:
+    async def _score_one(self, crop: SizedCrop, deadline: float) -> Judgement:
         from ray.exceptions import RayError, RayTaskError
 
         while True:

@@ -17,8 +17,6 @@ from causal_tune.serving.records import log
 
 __all__ = ["listen", "run"]
 
-_GRACE_S = 1.0  # /readyz says no and connections are still taken: who balances load can look elsewhere
-
 
 class _Impatient(H11Protocol):
     """Ends a connection whose request line and headers do not arrive in time: uvicorn would wait for ever."""
@@ -61,9 +59,12 @@ class _Impatient(H11Protocol):
 class _Server(uvicorn.Server):
     """SIGTERM and Ctrl-C end it once what it has begun is answered; Ctrl-C again ends it at once."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, gate: Gate, drain_delay_s: float, announce: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._gate = gate
+        self._drain_delay_s = drain_delay_s
         self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -86,7 +87,7 @@ class _Server(uvicorn.Server):
             self.handle_exit(number, None)
             return
         self._gate.draining = True
-        asyncio.get_running_loop().call_later(_GRACE_S, self.handle_exit, number, None)
+        asyncio.get_running_loop().call_later(self._drain_delay_s, self.handle_exit, number, None)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -105,8 +106,18 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(gate: Gate, bound: socket.socket, *, drain_s: int, announce: Callable[[], None]) -> None:
-    """Answer until SIGTERM or Ctrl-C, then finish what was begun, for `drain_s` at most.
+def run(
+    gate: Gate,
+    bound: socket.socket,
+    *,
+    drain_delay_s: float = 1.0,
+    drain_s: int,
+    announce: Callable[[], None],
+) -> None:
+    """Answer until SIGTERM or Ctrl-C, then finish what was begun.
+
+    For `drain_delay_s` seconds /readyz says no while connections are still taken, so that a load balancer can look
+    elsewhere; then no more are taken, and what was begun has `drain_s` seconds.
 
     `announce` is called once connections are accepted.
     """
@@ -126,4 +137,4 @@ def run(gate: Gate, bound: socket.socket, *, drain_s: int, announce: Callable[[]
         timeout_graceful_shutdown=drain_s,
         backlog=1024,
     )
-    _Server(config, gate, announce).run([bound])
+    _Server(config, gate, drain_delay_s, announce).run([bound])

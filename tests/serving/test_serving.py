@@ -1,8 +1,12 @@
+import asyncio
 import base64
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +14,27 @@ import pytest
 from causal_tune.cli.serve import open_to_all, read_token
 from causal_tune.detector import load_detector
 from causal_tune.errors import InvalidConfig
+from causal_tune.guard import Guard
+from causal_tune.images.decode import decode_sized
 from causal_tune.serving.limits import Limits, Refused
 from causal_tune.serving.reading import Held
+from causal_tune.serving.replicas import Judgement, Serving, _Scorer
 from tests.conftest import run_cli
 from tests.serving.conftest import DETECTOR, Server, multipart, png
+
+
+def test_a_replica_notes_pictures_that_cannot_be_judged(tmp_path: Path) -> None:
+    folder = tmp_path / "detector"
+    shutil.copytree(DETECTOR, folder)
+    description = json.loads((folder / "detector.json").read_text())
+    guard = Guard(max_enlargement=2.0).to_dict()
+    (folder / "detector.json").write_text(json.dumps({**description, "guard": guard}))
+    replica = _Scorer(str(folder), asdict(Serving()))
+    crops = [decode_sized(png(size=size)) for size in (240, 100)]
+    good, small = [Judgement(**one) for one in asyncio.run(replica.score_batch(crops))]
+    assert (good.note, good.verdict in ("real", "generated")) == (None, True)
+    assert small.verdict == "unsure"
+    assert str(small.note).startswith("too small: 100 x 100 pixels")
 
 
 @pytest.mark.ray
@@ -28,8 +49,7 @@ class TestScores:
             assert result["score"] == pytest.approx(one.score, abs=1e-5)
             assert result["probability"] == pytest.approx(one.probability, abs=1e-5)
             assert (result["verdict"], result["name"]) == (one.verdict, "a.png")
-        digest = load_detector(DETECTOR).description["model_sha256"][:12]
-        assert answer.document["model"] == {"id": f"small@{digest}", "calibrated": False}
+        assert answer.document["model"] == {"id": load_detector(DETECTOR).id, "calibrated": False}
 
     def test_json_and_multipart_give_the_same(self, server: Server) -> None:
         body = json.dumps({"images": [base64.b64encode(png(seed)).decode() for seed in range(2)]})
