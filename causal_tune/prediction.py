@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -88,23 +89,24 @@ class Prediction:
     """The first rows, up to the number that was asked for."""
 
 
-def image_paths(inputs: Sequence[str]) -> tuple[list[str], int]:
-    """The images that `inputs` name, and how many other files the folders among them hold.
+def image_paths(inputs: Sequence[str]) -> tuple[list[str], Counter[str]]:
+    """The images that `inputs` name, and the numbers of other files that the folders among them hold, by reason.
 
     A file is taken as it is named, whatever its suffix and whether it is there or not; a folder, local or behind a
-    URI, gives its files with an image's suffix, at any depth, sorted. `IndexingError` where a folder cannot be listed.
+    URI, gives its files with an image's suffix or none, at any depth, sorted. `IndexingError` where a folder cannot
+    be listed.
     """
     chosen: list[str] = []
-    num_skipped = 0
+    skipped: Counter[str] = Counter()
     for name in inputs:
         where = located(name)
         if kind_of(where) != "folder":
             chosen.append(name)
             continue
-        tree = list_images(where)
+        tree = list_images(where, any_name=True)
         chosen += [join(name, *folder.parts, image) for folder in tree.folders for image in folder.names]
-        num_skipped += sum(tree.skipped.values())
-    return chosen, num_skipped
+        skipped += tree.skipped
+    return chosen, skipped
 
 
 class _PieceScorer:
@@ -193,6 +195,10 @@ def predict(
             parts = [folder / "parts" / f"{piece:05d}.arrow" for piece in range(-(-len(paths) // _PIECE))]
             done = {piece: _count(part) for piece, part in enumerate(parts) if part.exists()}
             num_done_before = sum(num for num, _ in done.values())
+            if output is not None and output.exists() and not done and on_note:
+                on_note(
+                    f"{output} is there from an earlier run; all images are scored again and it is replaced."
+                )
 
             def tell() -> None:
                 if on_progress:

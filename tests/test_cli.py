@@ -111,7 +111,7 @@ def test_predict_gives_every_image_a_score_or_a_reason(finished: Finished, tmp_p
         assert rows[name]["score"] == ""
     assert rows["text.jpg"]["reason"]
     assert "4 of 6 images could not be scored" in " ".join(result.output.split())
-    assert "1 files of the folders have no image suffix" in result.output
+    assert "1 other file in the folders left out: 1 .txt." in result.output
 
 
 def test_a_detector_decodes_as_it_was_trained(finished: Finished, tmp_path: Path) -> None:

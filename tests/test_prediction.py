@@ -191,4 +191,36 @@ def test_inputs_that_cannot_be_taken(tmp_path: Path) -> None:
         predict(DETECTOR, ["a.png"], tmp_path / "scores.txt")
     with pytest.raises(InvalidConfig, match="1 is the least"):
         predict(DETECTOR, [], tmp_path / "scores.csv")
-    assert image_paths(["a.png", f"file://{tmp_path}"]) == (["a.png"], 0)
+    assert image_paths(["a.png", f"file://{tmp_path}"]) == (["a.png"], {})
+
+
+def test_names_of_every_kind_below_a_folder(tmp_path: Path) -> None:
+    folder = os.fsdecode(b"folder-\xe9")
+    for name in (
+        "b.PNG",
+        "d41d8cd9",
+        os.fsdecode(b"latin-\xe9.jpg"),
+        f"{folder}/c.webp",
+        f"{folder}/LICENSE",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("notes.txt", "a.json", "b.json", ".hidden.png", "photo.png.part"):
+        (tmp_path / name).touch()
+    images, skipped = image_paths([str(tmp_path)])
+    assert [os.path.relpath(image, tmp_path) for image in images] == [
+        "b.PNG", "d41d8cd9", os.fsdecode(b"latin-\xe9.jpg"), f"{folder}/LICENSE", f"{folder}/c.webp",
+    ]  # fmt: skip
+    assert skipped == {".txt": 1, ".json": 2, "hidden": 1, ".part": 1}
+
+
+def test_a_finished_output_is_made_anew_and_that_is_said(tmp_path: Path) -> None:
+    (path,) = write_pictures(tmp_path / "images", 1, set())
+    output = tmp_path / "scores.csv"
+    notes: list[str] = []
+    predict(DETECTOR, [str(path)], output, on_note=notes.append)
+    assert notes == []
+    predict(DETECTOR, [str(path)], output, on_note=notes.append)
+    assert notes == [
+        f"{output} is there from an earlier run; all images are scored again and it is replaced."
+    ]

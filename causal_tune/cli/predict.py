@@ -24,6 +24,7 @@ from causal_tune.errors import InvalidConfig, WorkFailed
 from causal_tune.images.index import read_index
 from causal_tune.images.walk import IMAGE_SUFFIXES
 from causal_tune.prediction import Prediction, Scored, ScoreProgress, check_output, image_paths, predict
+from causal_tune.wording import plural
 
 __all__ = ["predict_command"]
 
@@ -72,14 +73,16 @@ def predict_command(
     check_output(output)
     folder = under_workspace(workspace, "detectors", detector)
     loaded = load_detector(folder)
-    images, num_skipped = image_paths(paths)
+    images, skipped = image_paths(paths)
     if index is not None:
         images += read_index(index)["path"].to_pylist()
     if not images:
         raise InvalidConfig(
-            f"There is no image in {', '.join(paths) or 'nothing: name files, folders or --index'} "
-            f"({num_skipped:,} other files). Files ending in {', '.join(sorted(IMAGE_SUFFIXES))} are taken from "
-            "folders; any file that is named itself is taken."
+            f"There is no image in {', '.join(paths)} ({plural(skipped.total(), 'other file')}). From folders are "
+            f"taken files ending in {', '.join(sorted(IMAGE_SUFFIXES))} and files without a suffix; any file that is "
+            f"named itself is taken."
+            if paths
+            else "There is nothing to score: name files, folders or --index."
         )
     loaded.encoder_description(runtime)  # refuses other weights before any image is read
     for note in loaded.notes:
@@ -112,13 +115,21 @@ def predict_command(
         "num_real": done.verdicts.get("real", 0),
         "num_unsure": done.verdicts.get(UNSURE, 0),
         "num_noted": done.num_noted,
-        "num_skipped_files": num_skipped,
+        "num_skipped_files": skipped.total(),
+        "skipped": dict(skipped),
         "num_done_before": done.num_done_before,
         "elapsed_s": done.elapsed_s,
         "output": str(output) if output else None,
         "scores": [asdict(one) for one in done.first] if output is None else None,
     }
-    emit(as_json, document, lambda: _show(loaded.id, done, done.first, output, num_skipped))
+    emit(as_json, document, lambda: _show(loaded.id, done, done.first, output))
+    if skipped:
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in skipped.most_common())
+        err.print(
+            f"{plural(skipped.total(), 'other file')} in the folders left out: {reasons}.",
+            soft_wrap=True,
+            markup=False,
+        )
     if done.num_unreadable:
         raise WorkFailed(
             f"{done.num_unreadable:,} of {done.num_images:,} images could not be scored; "
@@ -126,9 +137,7 @@ def predict_command(
         )
 
 
-def _show(
-    name: str, done: Prediction, shown: Sequence[Scored], output: Path | None, num_skipped: int
-) -> None:
+def _show(name: str, done: Prediction, shown: Sequence[Scored], output: Path | None) -> None:
     columns = ["path", "score", "probability", "verdict<"]
     rows = [
         [
@@ -154,5 +163,3 @@ def _show(
         f"({rate:.1f} images/s){before}.",
         soft_wrap=True,
     )
-    if num_skipped:
-        err.print(f"{num_skipped:,} files of the folders have no image suffix and were left out.")

@@ -50,17 +50,22 @@ class Tree:
         return Counter(_suffix(name) for folder in self.folders for name in folder.names)
 
 
-def list_images(root: str, wanted: Callable[[str], str | None] | None = None) -> Tree:
+def list_images(
+    root: str, wanted: Callable[[str], str | None] | None = None, *, any_name: bool = False
+) -> Tree:
     """List the image files under `root`, following links to folders but no link back to an ancestor.
 
     Files count as images by their last suffix, in any case (`a.b.PNG`). Names that begin with a dot are
     skipped (`._x.jpg` and `.DS_Store` of macOS), and so are names that are not UTF-8, which no Parquet
-    text column can hold; both are counted, of a folder of such a name all files in it. A folder that cannot
-    be listed is an error: leaving it out would lose its images silently. `wanted` is given an image's path
+    text column can hold; both are counted, of a folder of such a name all files in it. With `any_name`
+    names that are not UTF-8 are taken, and files without a suffix count as images. A folder that cannot be
+    listed is an error: leaving it out would lose its images silently. `wanted` is given an image's path
     below `root` and answers None, or why it is left out.
     """
     skipped: Counter[str] = Counter()
-    walk = _walk_remote(root, skipped) if is_remote(root) else _walk(root, (), (), skipped)
+    walk = (
+        _walk_remote(root, skipped, any_name) if is_remote(root) else _walk(root, (), (), skipped, any_name)
+    )
     folders = sorted(walk, key=lambda folder: folder.parts)
     if wanted is not None:
         folders = [kept for folder in folders if (kept := _wanted(folder, wanted, skipped)).names]
@@ -73,12 +78,12 @@ def _wanted(folder: ImageFolder, wanted: Callable[[str], str | None], skipped: C
     return replace(folder, names=tuple(name for name, reason in reasons.items() if not reason))
 
 
-def _walk_remote(root: str, skipped: Counter[str]) -> Iterator[ImageFolder]:
+def _walk_remote(root: str, skipped: Counter[str], any_name: bool) -> Iterator[ImageFolder]:
     names: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for parts in walk_remote(root):
         if any(part.startswith(".") for part in parts):
             skipped["hidden"] += 1
-        elif (suffix := _suffix(parts[-1])) in IMAGE_SUFFIXES:
+        elif (suffix := _suffix(parts[-1])) in IMAGE_SUFFIXES or (any_name and not suffix):
             names[parts[:-1]].append(parts[-1])
         else:
             skipped[suffix or "no suffix"] += 1
@@ -91,6 +96,7 @@ def _walk(
     parts: tuple[str, ...],
     ancestors: tuple[tuple[int, int], ...],
     skipped: Counter[str],
+    any_name: bool,
 ) -> Iterator[ImageFolder]:
     try:
         status = os.stat(path)  # noqa: PTH116  paths stay strings: a tree may hold millions
@@ -109,12 +115,12 @@ def _walk(
     for entry in found:
         if entry.name.startswith("."):
             skipped["hidden"] += 1
-        elif not is_utf8(entry.name):
+        elif not any_name and not is_utf8(entry.name):
             inside = sum(len(files) for *_, files in os.walk(entry.path)) if _is_folder(entry) else 1
             skipped["name is not UTF-8"] += inside
         elif _is_folder(entry):
-            yield from _walk(entry.path, (*parts, entry.name), (*ancestors, identity), skipped)
-        elif (suffix := _suffix(entry.name)) in IMAGE_SUFFIXES:
+            yield from _walk(entry.path, (*parts, entry.name), (*ancestors, identity), skipped, any_name)
+        elif (suffix := _suffix(entry.name)) in IMAGE_SUFFIXES or (any_name and not suffix):
             names.append(entry.name)
         else:
             skipped[suffix or "no suffix"] += 1

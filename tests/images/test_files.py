@@ -191,14 +191,17 @@ def test_a_bucket_is_scored_as_its_files_are(s3, tmp_path):
     for seed in range(3):
         draw(seed, generated=bool(seed % 2), size=240).save(folder / f"{seed}.png")
     (folder / "notes.txt").write_text("left out")
-    names, num_skipped = image_paths([s3.uri("bucket/photos")])
-    assert num_skipped == 1
-    assert names == [s3.uri(f"bucket/photos/a%20b/{seed}.png") for seed in range(3)]
+    (folder / "d41d8cd9").write_bytes((folder / "1.png").read_bytes())  # as stores of uploads name them
+    names, skipped = image_paths([s3.uri("bucket/photos")])
+    assert skipped == {".txt": 1}
+    assert names == [
+        s3.uri(f"bucket/photos/a%20b/{name}") for name in ("0.png", "1.png", "2.png", "d41d8cd9")
+    ]
     names.append(s3.uri("bucket/photos/none.png"))
-    remote = predict(detector, names, tmp_path / "scores.jsonl", num_first=4).first
-    local = predict(detector, image_paths([str(folder)])[0], num_first=3).first
-    assert [one.reason for one in remote] == [None, None, None, "no such file"]
-    assert [one.score for one in remote[:3]] == pytest.approx([one.score for one in local], abs=1e-6)
+    remote = predict(detector, names, tmp_path / "scores.jsonl", num_first=5).first
+    local = predict(detector, image_paths([str(folder)])[0], num_first=4).first
+    assert [one.reason for one in remote] == [None, None, None, None, "no such file"]
+    assert [one.score for one in remote[:4]] == pytest.approx([one.score for one in local], abs=1e-6)
 
 
 def test_credentials_that_change_are_the_ones_that_are_used(s3, monkeypatch):
