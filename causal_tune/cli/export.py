@@ -1,14 +1,18 @@
 """`export`: a study's winner as a detector."""
 
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from causal_tune.atomic import check_target
+from causal_tune.cli.ending import Ending
 from causal_tune.cli.output import (
     emit,
     json_option,
@@ -16,14 +20,15 @@ from causal_tune.cli.output import (
     percent,
     under_workspace,
     workspace_option,
+    workspace_words,
     writable,
 )
+from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.export import FALSE_POSITIVES, export_detector
 from causal_tune.ledger import Ledger
 from causal_tune.model_card import failures
 from causal_tune.selection import CRITERIA
 from causal_tune.study.spec import read_spec
-from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
 __all__ = ["export_command", "passed_over_note"]
 
@@ -75,7 +80,7 @@ def passed_over_note(provenance: Mapping[str, Any]) -> str:
     metavar="NAME",
     help="Register the MLflow model under NAME where the study is tracked, with the alias `champion`.",
 )
-@click.option("--tracking-uri", help="MLflow server to register at. [default: sqlite in the workspace]")
+@tracking_option
 @click.option("--force", is_flag=True, help="Export the winner even if its mask has collapsed.")
 @workspace_option
 @json_option
@@ -95,7 +100,8 @@ def export_command(
     as_json: bool,
 ) -> None:
     """Export the winner of STUDY (a name, or a folder) as a detector."""
-    if tracking_uri and not register:
+    source = click.get_current_context().get_parameter_source("tracking_uri")
+    if source == ParameterSource.COMMANDLINE and not register:
         raise click.UsageError("--tracking-uri is where to --register NAME: give both or neither.")
     if register is not None and not re.fullmatch(r"[^/:.%\s][^/:%]*", register):
         raise click.UsageError(
@@ -106,7 +112,7 @@ def export_command(
     check_target(folder)
     tracker = None
     if register is not None:  # asked before anything is written: the server may refuse
-        tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, read_spec(study_path))
+        tracker = study_tracker(study_path, read_spec(study_path), workspace, tracking_uri)
         tracker.deliver(Ledger(study_path / "trials").records())
         tracker.check_registrable(register)
     detector = export_detector(
@@ -121,6 +127,7 @@ def export_command(
     )
     described = detector.description
     champion = None
+    ending = Ending()
     if mlflow_model is not None or tracker is not None:
         from causal_tune.pyfunc import save_mlflow_model  # MLflow takes seconds that others need not wait for
 
@@ -128,7 +135,13 @@ def export_command(
             model = save_mlflow_model(folder, mlflow_model or Path(temporary))
             if tracker is not None and register is not None:
                 told = {key: str(described["provenance"][key]) for key in ("trial", "criterion", "command")}
-                champion = tracker.register(register, model, (folder / "README.md").read_text(), told)
+                card = (folder / "README.md").read_text(encoding="utf-8")
+                champion = ending.step(
+                    "The detector was not registered",
+                    shlex.join(["causal-tune", "export", study, "--register", register])
+                    + workspace_words(workspace),
+                    partial(tracker.register, register, model, card, told),
+                )
 
     def show() -> None:
         calibration, unsure = described["calibration"], described["unsure"]
@@ -150,9 +163,12 @@ def export_command(
             out.print(
                 f"Registered in MLflow: models:/{register}@champion is version {champion}.", soft_wrap=True
             )
-        out.print(f"Next: causal-tune predict {folder} PATH... -o scores.csv", soft_wrap=True)
+        out.print(
+            f"Next: causal-tune predict {shlex.quote(str(folder))} PATH... -o scores.csv", soft_wrap=True
+        )
 
     document = {"detector": str(folder), **described["provenance"], "registered_version": champion}
     document["model"] = detector.id
     document["failures"] = [{"subject": subject, "what": what} for subject, what in failures(described)]
     emit(as_json, document | {name: described[name] for name in ("threshold", "unsure", "calibration")}, show)
+    ending.close()

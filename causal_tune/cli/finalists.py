@@ -4,6 +4,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from causal_tune.cli.output import (
     workspace_option,
     workspace_words,
 )
+from causal_tune.cli.reports import study_figures
+from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.cli.tune import run_tune
 from causal_tune.errors import StudyError
 from causal_tune.ledger import Ledger
@@ -272,7 +275,7 @@ def _mean_cell(interval: Mapping[str, Any] | None, *, signed: bool = False) -> s
     help="Whether each term of the best is also switched off alone.",
 )
 @click.option("--max-concurrent", type=click.IntRange(1), help="Trials at a time. [default: the CPUs]")
-@click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]")
+@tracking_option
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
 @workspace_option
 @json_option
@@ -305,6 +308,14 @@ def finalists_command(
         out.print(f"Next: causal-tune export {spec.name}{workspace_words(workspace)}", soft_wrap=True)
 
     emit(as_json, document, show)
+    tracker = study_tracker(
+        path, spec, workspace, running["tracking_uri"], draw=partial(study_figures, path, failed=ending.add)
+    )
+    ending.step(
+        f"MLflow does not show the verdict on the page of {spec.name}",
+        f"causal-tune sync {spec.name}{workspace_words(workspace)}",
+        partial(tracker.deliver, Ledger(path / "trials").records()),
+    )
     if document["failed"]:
         ending.add(
             f"{len(document['failed'])} of the finalists finished no trial; the reasons are in the ledger of "

@@ -7,16 +7,16 @@ import click
 
 from causal_tune.cli.output import emit, json_option, out, under_workspace, workspace_option
 from causal_tune.cli.reports import study_figures
+from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.ledger import Ledger
 from causal_tune.study.spec import read_spec
-from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 
 __all__ = ["sync_command"]
 
 
 @click.command("sync", epilog="Example: causal-tune sync real --tracking-uri http://127.0.0.1:5000")
 @click.argument("study")
-@click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]")
+@tracking_option
 @workspace_option
 @json_option
 def sync_command(study: str, tracking_uri: str | None, workspace: Path, as_json: bool) -> None:
@@ -24,9 +24,7 @@ def sync_command(study: str, tracking_uri: str | None, workspace: Path, as_json:
     path = under_workspace(workspace, "studies", study)
     spec = read_spec(path)
     records = Ledger(path / "trials").records()
-    tracker = Tracker(
-        tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=partial(study_figures, path)
-    )
+    tracker = study_tracker(path, spec, workspace, tracking_uri, draw=partial(study_figures, path))
     num_delivered = tracker.deliver(records)
 
     def show() -> None:

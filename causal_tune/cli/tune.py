@@ -25,6 +25,7 @@ from causal_tune.cli.output import (
     workspace_words,
 )
 from causal_tune.cli.reports import study_figures
+from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.ledger import Ledger
 from causal_tune.selection import CRITERIA, rank, score
 from causal_tune.study.pruning import GRACE_STEPS, PRUNER, PRUNERS
@@ -32,7 +33,7 @@ from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import make_spec, study_path, study_space
 from causal_tune.study.suggestion import SAMPLER, SAMPLERS
-from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
+from causal_tune.tracking import redacted
 
 __all__ = ["run_tune", "study_options", "tune_command"]
 
@@ -148,7 +149,7 @@ def study_options(command: Any) -> Any:
             click.option(
                 "--max-concurrent", type=click.IntRange(1), help="Trials at a time. [default: the CPUs]"
             ),
-            click.option("--tracking-uri", help="An MLflow server. [default: sqlite in the workspace]"),
+            tracking_option,
             click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]"),
         ]
     ):
@@ -196,7 +197,7 @@ def run_tune(
     path = study_path(workspace, study)
     problems: list[str] = []
     draw = partial(study_figures, path, failed=problems.append) if figures else None
-    tracker = Tracker(tracking_uri or default_uri(workspace), EXPERIMENT, spec, draw=draw)
+    tracker = study_tracker(path, spec, workspace, tracking_uri, draw=draw)
     before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
     num_failed = num_collapsed = 0
@@ -223,11 +224,12 @@ def run_tune(
             ray_address=address,
             on_event=on_event,
             tracker=tracker,
+            tracker_required=tracking_uri is not None,  # the database of the workspace can be filled later
         )
     problems += [result.undelivered] if result.undelivered else []
     if problems:
         again = f"causal-tune sync {spec.name}{workspace_words(workspace)}"
-        again += f" --tracking-uri {shlex.quote(tracking_uri)}" if tracking_uri else ""
+        again += f" --tracking-uri {shlex.quote(redacted(tracking_uri))}" if tracking_uri else ""
         said = " ".join(problem.rstrip(".") + "." for problem in problems)
         result = replace(result, undelivered=f"{said} Deliver what is missing with `{again}`.")
     return result, tracker.ui_command()

@@ -3,9 +3,10 @@
 A trial's slot never waits for MLflow, whether that is a file on this machine or a server a continent away.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from causal_tune.selection import Roles
 from causal_tune.study.spec import StudySpec
 
 __all__ = ["Delivery", "Tracker"]
+
+_log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -43,12 +46,17 @@ class Tracker(Protocol):
     def finish(self, best: TrialRecord | None) -> None:
         """The study has ended, with this winner."""
 
+    def stop(self) -> None:
+        """The study was interrupted, and may be continued; after `start`."""
+
 
 class Delivery:
     """A context around a study's run that connects the tracker at once and has delivered, or failed to, at its end."""
 
     def __init__(self, tracker: Tracker, roles: Roles) -> None:
         self._tracker, self._roles = tracker, roles
+        self._is_required = True
+        self._is_ready = False
         self._thread = ThreadPoolExecutor(1, "tracking")
         self._connected: Future[None]
         self._started: Future[None]
@@ -63,19 +71,35 @@ class Delivery:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.wait()
+        if error is not None and self._is_ready and not self._is_broken:
+            try:
+                self._tracker.stop()
+            except Exception as problem:  # noqa: BLE001  what ended the study is raised already
+                _log.warning("The study is shown as running: %s", problem)
 
-    def start(self, records: Iterable[TrialRecord]) -> None:
+    def start(self, records: Iterable[TrialRecord], *, is_required: bool = True) -> None:
         """Find or make the study's place, and deliver what it lacks of `records`, soon: `ready` waits for it.
 
-        `TrackingError` where it is known already that MLflow does not answer.
+        `TrackingError` where it is known already that MLflow does not answer, and it is required.
         """
-        if self._connected.done():
+        self._is_required = is_required
+        if self._is_required and self._connected.done():
             self._connected.result()
         self._started = self._thread.submit(self._start, list(records))
 
     def ready(self) -> AbstractContextManager[object]:
-        """Wait for `start`; what is to be entered while trials run. `TrackingError` where MLflow did not answer."""
-        self._started.result()
+        """Wait for `start`; what is to be entered while trials run. `TrackingError` where MLflow did not answer.
+
+        Where it is not required, that is a problem to take and no trial is delivered before `finish`.
+        """
+        try:
+            self._started.result()
+        except Exception as error:
+            if self._is_required:
+                raise
+            self._problem, self._is_broken = _words(error), True
+            return nullcontext()
+        self._is_ready = True
         return self._tracker.watched()
 
     def log_trial(self, record: TrialRecord) -> None:

@@ -98,6 +98,7 @@ def run_study(
     ray_address: str | None = None,
     on_event: Callable[[StudyEvent], None] | None = None,
     tracker: Tracker | None = None,
+    tracker_required: bool = True,
     work: Work = train_on_store,
 ) -> StudyResult:
     """Create or continue the study until it has `num_trials` trials, failed ones included.
@@ -105,8 +106,8 @@ def run_study(
     A killed run is continued by calling this again; the study ends as if it had not been killed.
     `StudyError` where the study of that name is another one, where another process runs it, or where
     the ledger cannot be read or written; `StoreError` for the store; `TrackingError` where MLflow does
-    not answer at the start (later failures are warnings, `StudyResult.undelivered` says what remained of them, and
-    the next run delivers what is missing);
+    not answer at the start and is `tracker_required` (other failures are warnings, `StudyResult.undelivered` says what
+    remained of them, and the next run delivers what is missing);
     `WorkFailed` after SIGTERM or Ctrl-C, with what is kept.
     """
     if num_trials < 1:
@@ -120,7 +121,8 @@ def run_study(
                 f"The store {store.path} has the fingerprint {store.fingerprint}, the study {spec.name!r} "
                 f"was made for {spec.store_fingerprint}. Point --store at that one, or use another --study name."
             )
-        return _Run(spec, workspace, num_trials, on_event, tracker).go(ray_address, work)
+        run = _Run(spec, workspace, num_trials, on_event, tracker, tracker_required)
+        return run.go(ray_address, work)
 
 
 class _Run:
@@ -133,6 +135,7 @@ class _Run:
         num_trials: int,
         on_event: Callable[[StudyEvent], None] | None,
         tracker: Tracker | None,
+        tracker_required: bool,
     ) -> None:
         self.spec, self.workspace, self.num_trials = spec, workspace, num_trials
         self.path = path = study_path(workspace, spec.name)
@@ -141,6 +144,7 @@ class _Run:
             # the study existed before: its runs are known by the identity it was made with
             tracker.spec = spec
         self.delivery = Delivery(tracker, spec.roles) if tracker else None
+        self.tracker_required = tracker_required
         self.ledger = Ledger(path / "trials")
         self.records = {record.number: record for record in self.ledger.records()}
         self.num_before = len(self.records)
@@ -158,7 +162,9 @@ class _Run:
                 if self.delivery:
                     # before Ray ends: what another thread happens to free of it in that moment ends the process
                     self.around.callback(self.delivery.wait)
-                    self.delivery.start(self.records.values())  # and while workers load
+                    # and while workers load; a study that is done is shown in any case
+                    is_required = self.tracker_required and is_missing
+                    self.delivery.start(self.records.values(), is_required=is_required)
                 if is_missing:
                     self.around.enter_context(_stop_signals())
                     self._search_or_stop(work)
@@ -171,6 +177,7 @@ class _Run:
             return
         if self.delivery:
             self.around.enter_context(self.delivery.ready())
+            self._tell_problem(self.delivery)
         freeze(self.spec, self.workspace)
         self.is_sure = True
         self._tell("started")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ _AT_FIRST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOU
 _DATABASE_TIMEOUT_S = 5
 _MIGRATION_TIMEOUT_S = 120
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_CAUSE = re.compile(r"Caused by \w+\((?:.*?\): )?(.*?)[\"')]*$", re.DOTALL)
+"""Of a request that urllib3 gave up."""
 _HINT = "correct --tracking-uri (or MLFLOW_TRACKING_URI), or leave both out to keep the runs in the workspace"
 
 
@@ -66,6 +69,8 @@ def connect(uri: str) -> Any:
 def words_of(error: BaseException) -> str:
     """What an error of MLflow's says, in one line, without SQL and passwords."""
     text = str(error).partition("[SQL:")[0].partition("(Background on this error")[0]
+    if cause := _CAUSE.search(text):
+        text = cause[1]
     return redacted(" ".join(text.split()))[:400].rstrip(".") or type(error).__name__
 
 
@@ -134,6 +139,11 @@ def _sentence(uri: str, error: Exception) -> str:
             f"The database {redacted(uri)} was made by another MLflow than the installed {__version__} ({words}). If "
             f"an older one made it, copy it and run `{upgrade}`; if a newer one did, install that version."
         )
+    if "filesystem tracking backend" in words:
+        return (
+            f"{redacted(uri)!r} is a path, and MLflow keeps no runs in folders any more. Name a database, such as "
+            "sqlite:////data/mlflow.db, or the address of a server."
+        )
     if path is None:
         return f"{redacted(uri)!r} cannot be used for tracking: {words}. Start that database, {_HINT}."
     if isinstance(error, OSError):
@@ -145,7 +155,7 @@ def _sentence(uri: str, error: Exception) -> str:
 
 
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
-_MADE_AGAIN = "Move it away: a new one is made, and `causal-tune sync STUDY` fills it from the ledger."
+_MADE_AGAIN = "Name another place, or move it away: a new one is made, and `causal-tune sync STUDY` fills it."
 _SQLITE_PROBLEMS: Mapping[str, str] = {
     "database is locked": "is locked by another program. Wait for that program or end it.",
     "not a database": f"is not a database. {_MADE_AGAIN}",
