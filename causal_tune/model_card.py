@@ -1,5 +1,6 @@
 """The model card of a detector: what it is for, what it was measured to do, and where it fails, as Markdown."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ A `{provenance["config"]["head"]}` head on the frozen features of `{encoder["nam
 weights {encoder["weights_sha256"][:12]}, preprocessing `{description["preprocessing"]}`). Model id:
 `{model_id(description)}`, which every list of scores and every answer of a server carries.
 
-    causal-tune predict {name} PATH... -o scores.csv
+    causal-tune predict {shlex.quote(name)} PATH... -o scores.csv
 
 It says of an image a *score* (the head's own, from 0 to 1), a *probability* that the image is generated (the score
 after calibration), and a verdict:

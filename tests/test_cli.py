@@ -3,7 +3,9 @@
 import csv
 import json
 import runpy
+import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -372,6 +374,47 @@ def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) 
     assert "3 of 3 trials delivered" in first.output
     assert "0 of 3 trials delivered; 3 were there already" in second.output
     assert run_cli("sync", "nothing", "--workspace", finished.workspace).exit_code == 2
+
+
+def test_the_environment_names_the_tracking_server_unless_an_option_does(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, other = (f"sqlite:///{tmp_path / name}" for name in ("named.db", "other.db"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+    words = ("sync", "small", "--workspace", finished.workspace)
+    by_environment = run_cli(*words)
+    assert f"Runs are kept at {named}, as $MLFLOW_TRACKING_URI says." in by_environment.stderr
+    assert f"--backend-store-uri {named}" in by_environment.stdout
+    assert "3 of 3 trials delivered" in by_environment.stdout
+    by_option = run_cli(*words, "--tracking-uri", other)
+    assert "MLFLOW_TRACKING_URI" not in by_option.stderr
+    assert "3 of 3 trials delivered" in by_option.stdout
+    exported = run_cli("export", "small", "-o", tmp_path / "detector", "--workspace", finished.workspace)
+    assert exported.exit_code == 0, exported.output
+
+
+def test_a_database_that_is_damaged_costs_no_study_and_is_filled_later(
+    finished: Finished, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "runs %20?"  # every path of a command has to be quoted, and of a URI escaped
+    shutil.copytree(finished.study, workspace / "studies" / "small")
+    (workspace / "mlflow.db").write_text("no database " * 400)
+    words = ["tune", "--store", finished.store, "--space", "demo", "--study", "small", "--trials", 4]
+    words += ["--train-generator", "alpha", "--val-generators", "beta", "--workspace", workspace]
+    result = run_cli(*words, "--max-concurrent", 1)
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1, text
+    assert f"{workspace / 'mlflow.db'} is not a database" in text
+    assert text.count("The study goes on without it.") == 1
+    assert "4 finished" in text
+    told = result.output[result.output.index("`causal-tune sync") :].split("`")[1]
+    (workspace / "mlflow.db").unlink()
+    again = run_cli(*shlex.split(told)[1:])
+    assert again.exit_code == 0, again.output
+    assert "4 of 4 trials delivered" in again.output
+    (num_runs,) = sqlite3.connect(workspace / "mlflow.db").execute("select count(*) from runs").fetchone()
+    assert num_runs == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == [workspace.name]
 
 
 def test_sync_delivers_the_figures_of_the_report_once(finished: Finished, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_test_generator_of_one_class_is_left_out_of_the_mean_and_named(job: Jo
     (experiment,) = client.search_experiments(filter_string="name = 'causal-tune'")
     (run,) = client.search_runs([experiment.experiment_id], "tags.causal_tune.best_trial != ''")
     assert note in run.data.tags["mlflow.note.content"]
-    assert run.data.metrics["best/criterion/oracle"] == generators["gamma"]["ap"]
+    assert run.data.metrics["best_so_far/test"] == generators["gamma"]["ap"]
 
 
 def test_the_winner_of_the_test_generators_is_named_once_where_it_is_the_winner(job: Job) -> None:

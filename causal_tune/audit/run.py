@@ -1,6 +1,7 @@
 """The audit: an index, and what else there is, to an `Audit`."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -149,8 +150,8 @@ def _near(
                     "not_checked",
                     f"Features were not compared: {len(place):,} distinct images make "
                     f"{len(place) ** 2 / 2:.1e} pairs.",
-                    f"Near copies by features: `causal-tune audit INDEX --store {store.path} --max-compared "
-                    f"{len(place)}`; the time grows with the square, 20,000 take seconds.",
+                    f"Near copies by features: `causal-tune audit INDEX --store {shlex.quote(str(store.path))} "
+                    f"--max-compared {len(place)}`; the time grows with the square, 20,000 take seconds.",
                 )
             )
         else:

@@ -336,7 +336,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                 for what, line in {
                     "the same again": repeat,
                     "more seeds": "the same with a larger --seeds: only the new ones are trained",
-                    "all trials": f"causal-tune leaderboard {result.path}",
+                    "all trials": f"causal-tune leaderboard {shlex.quote(str(result.path))}",
                     "compare in MLflow": ui_command,
                 }.items():
                     out.print(f"  {what + ':':<20}{line}", soft_wrap=True, markup=False, highlight=False)

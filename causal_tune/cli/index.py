@@ -1,5 +1,6 @@
 """`index`: which images there are, and the options that say which of them are taken."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from functools import wraps
@@ -160,7 +161,9 @@ def index_command(roots: tuple[str, ...], layout: str, choice: Choice, output: P
         out.print(table(f"{index.num_rows:,} images in {output}", columns, counts_table(index)))
         for what, number in skipped_files(index).items():
             out.print(f"Left out: {number:,} files ({what}).", markup=False)
-        out.print(f"Next: causal-tune extract {output} --encoder vit-b-16-int8", soft_wrap=True)
+        out.print(
+            f"Next: causal-tune extract {shlex.quote(str(output))} --encoder vit-b-16-int8", soft_wrap=True
+        )
 
     emit(
         as_json,

@@ -175,11 +175,13 @@ def run_job(
             out.print(note, markup=False)
         steps = {
             **(
-                {"score images": f"causal-tune predict {detector_path} PATH... -o scores.csv"}
+                {
+                    "score images": f"causal-tune predict {shlex.quote(str(detector_path))} PATH... -o scores.csv"
+                }
                 if detector
                 else {}
             ),
-            "all trials": f"causal-tune leaderboard {result.path}",
+            "all trials": f"causal-tune leaderboard {shlex.quote(str(result.path))}",
             **({"how sure it is": again("finalists")} if rows else {}),
             "compare in MLflow": ui_command,
             **(next_steps or {}),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -24,14 +23,13 @@ def _say_where(context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
-def tracking_option(command: Any) -> Any:
-    """`--tracking-uri`, else $MLFLOW_TRACKING_URI, which is said."""
-    return click.option(
-        "--tracking-uri",
-        envvar="MLFLOW_TRACKING_URI",
-        callback=_say_where,
-        help="An MLflow server or database. [default: $MLFLOW_TRACKING_URI, or sqlite in the workspace]",
-    )(command)
+tracking_option = click.option(
+    "--tracking-uri",
+    envvar="MLFLOW_TRACKING_URI",
+    callback=_say_where,
+    help="An MLflow server or database. [default: $MLFLOW_TRACKING_URI, or sqlite in the workspace]",
+)
+"""`--tracking-uri`, else $MLFLOW_TRACKING_URI, which is said."""
 
 
 def study_tracker(

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,12 +87,12 @@ def read_index(path: Path) -> pa.Table:
     """Read an index and check it; IndexingError says what is wrong and what to do."""
     if not path.exists():
         raise IndexingError(
-            f"There is no index {str(path)!r}. Make one with `causal-tune index ROOT -o {path}`."
+            f"There is no index {str(path)!r}. Make one with `causal-tune index ROOT -o {shlex.quote(str(path))}`."
         )
     if path.is_dir():
         raise IndexingError(
             f"{str(path)!r} is a folder, an index is a Parquet file. "
-            f"Make one of the images in it with `causal-tune index {path} -o INDEX`."
+            f"Make one of the images in it with `causal-tune index {shlex.quote(str(path))} -o INDEX`."
         )
     try:
         with path.open("rb") as file:  # pyarrow takes no path that is not UTF-8

@@ -135,7 +135,7 @@ class _Run:
         num_trials: int,
         on_event: Callable[[StudyEvent], None] | None,
         tracker: Tracker | None,
-        tracker_required: bool,
+        tracker_required: bool = True,
     ) -> None:
         self.spec, self.workspace, self.num_trials = spec, workspace, num_trials
         self.path = path = study_path(workspace, spec.name)

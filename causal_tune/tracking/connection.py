@@ -155,7 +155,7 @@ def _sentence(uri: str, error: Exception) -> str:
 
 
 _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
-_MADE_AGAIN = "Name another place, or move it away: a new one is made, and `causal-tune sync STUDY` fills it."
+_MADE_AGAIN = "Name another place, or move it away: the next delivery makes a new one."
 _SQLITE_PROBLEMS: Mapping[str, str] = {
     "database is locked": "is locked by another program. Wait for that program or end it.",
     "not a database": f"is not a database. {_MADE_AGAIN}",

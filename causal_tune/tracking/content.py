@@ -15,7 +15,7 @@ from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, score, undefined_note
 from causal_tune.study.spec import StudySpec
 from causal_tune.tracking.names import part
-from causal_tune.wording import inline_markdown, markdown_cell
+from causal_tune.wording import inline_markdown, markdown_cell, shortened, visible
 
 __all__ = [
     "BEST_SO_FAR",
@@ -73,13 +73,13 @@ def trial_params(record: TrialRecord) -> dict[str, str]:
 def study_params(spec: StudySpec) -> dict[str, str]:
     """What a study was asked, as plain text; its search space is too long for MLflow."""
     values = {key: value for key, value in spec.to_json().items() if key not in ("space", "versions")}
-    return {f"study.{key}": _text(value)[:_MAX_PARAM] for key, value in values.items()}
+    return {f"study.{key}": shortened(_text(value), _MAX_PARAM) for key, value in values.items()}
 
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{key}={_text(one)}" for key, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else visible(str(value))
 
 
 def dataset_name(store_path: Path) -> str:
@@ -89,7 +89,7 @@ def dataset_name(store_path: Path) -> str:
         of = index_file_of_store(store)
     except CausalTuneError:
         return store_path.name
-    index = f"{of[0].stem}, " if of else ""
+    index = f"{visible(of[0].stem)}, " if of else ""
     return (
         f"{index}{store.description['encoder'].get('name', '')}, {store.description['num_stored']:,} images"[
             :_MAX_NAME

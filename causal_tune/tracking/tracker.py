@@ -35,6 +35,7 @@ from causal_tune.tracking.content import (
 )
 from causal_tune.tracking.machine import Machine
 from causal_tune.tracking.place import database_path, is_server, mlflow_command, redacted, without_login
+from causal_tune.wording import shortened, visible
 
 __all__ = ["EXPERIMENT", "Tracker"]
 
@@ -330,7 +331,7 @@ class Tracker:
             "store_fingerprint": self.spec.store_fingerprint,
         }
         if record.reason:
-            tags["reason"] = record.reason[:4000]
+            tags["reason"] = shortened(visible(record.reason, keep="\n"), 4000)
         if record.checkpoint_sha256:
             tags["checkpoint_sha256"] = record.checkpoint_sha256
         return {f"causal_tune.{key}": value for key, value in tags.items()} | version_tags(record.versions)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from causal_tune.errors import TrackingError
+from causal_tune.errors import TrackingError, WorkFailed
 from causal_tune.ledger import Ledger
+from causal_tune.study.delivery import Delivery
 from causal_tune.study.run import run_study
 from causal_tune.study.spec import study_path
 
@@ -43,6 +44,9 @@ class Shelf:
 
     def finish(self, best):
         self.said.append("finish")
+
+    def stop(self):
+        self.said.append("stop")
 
 
 class SlowShelf(Shelf):
@@ -143,3 +147,47 @@ def test_a_study_that_can_be_shown_nowhere_is_not_made(tmp_path):
         run_study(spec, num_trials=1, workspace=tmp_path, tracker=shelf)
     assert shelf.said == []
     assert not (study_path(tmp_path, "tiny") / "study.json").exists()
+
+
+def test_a_study_that_need_not_be_shown_goes_on_without(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    warnings = []
+    result = run_study(
+        spec,
+        num_trials=1,
+        workspace=tmp_path,
+        tracker=Away(spec),
+        tracker_required=False,
+        on_event=lambda event: warnings.append(event.message),
+    )
+    assert len(result.records) == 1
+    assert warnings.count("No MLflow server answers. The study goes on without it.") == 1
+    assert result.undelivered == "No MLflow server answers."
+
+
+class Away(Unreachable):
+    def sync(self, records):
+        self.connect()
+
+
+def test_a_study_that_is_done_is_shown_whatever_its_tracker_does(tmp_path):
+    spec = tiny.make_tiny_spec(tmp_path, max_concurrent=1)
+    run_study(spec, num_trials=1, workspace=tmp_path)
+    result = run_study(spec, num_trials=1, workspace=tmp_path, tracker=Away(spec))
+    assert len(result.records) == 1
+    assert result.undelivered == "No MLflow server answers."
+
+
+@pytest.mark.parametrize("ends_by", [KeyboardInterrupt, WorkFailed])
+def test_an_interrupted_study_is_closed_in_its_tracker(tmp_path, ends_by):
+    shelf = Shelf(tiny.make_tiny_spec(tmp_path))
+
+    def interrupted():
+        with Delivery(shelf, shelf.spec.roles) as delivery:
+            delivery.start([])
+            with delivery.ready():
+                raise ends_by
+
+    with pytest.raises(ends_by):
+        interrupted()
+    assert shelf.said == ["connect", "start", "stop"]

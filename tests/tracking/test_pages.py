@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -54,14 +54,17 @@ class Shown:
     parent_run_id: str
     winner: int
     """The number of the best trial."""
+    best_first: str
+    """The printed address of the table of its trials."""
 
-    def runs(self, order: str = "") -> str:
-        """The address of the table of its trials, best first; of the folded table without `order`."""
-        address = f"#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
-        if not order:
-            return address
-        condition = quote(f"tags.causal_tune.study = '{self.name}'")
-        return f"{address}&searchFilter={condition}&orderByKey={quote(f'metrics.`{order}`')}&orderByAsc=false"
+    def run(self, run_id: str, tab: str = "") -> str:
+        """The address of the page of a run."""
+        return f"/#/experiments/{self.experiment_id}/runs/{run_id}{tab}"
+
+    @property
+    def folded(self) -> str:
+        """The address of the table of runs."""
+        return f"/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,9 @@ def forty(workspace: Path, server: str, ray_local: None) -> Shown:
     tracker = Tracker(default_uri(workspace), EXPERIMENT, spec)
     tracker.deliver(records)
     winner, _ = rank(records, spec.criterion, spec.roles)[0]
-    return Shown("forty", tracker.experiment_id, tracker.parent_run_id, winner.number)
+    return Shown(
+        "forty", tracker.experiment_id, tracker.parent_run_id, winner.number, f"/{tracker.ui_path()}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,9 @@ def thousand(workspace: Path, server: str) -> Shown:
     assert tracker.deliver(ledger.records()) == 1000
     told("1,000 trials delivered", begin)
     winner, _ = rank(ledger.records(), spec.criterion, spec.roles)[0]
-    return Shown("thousand", tracker.experiment_id, tracker.parent_run_id, winner.number)
+    return Shown(
+        "thousand", tracker.experiment_id, tracker.parent_run_id, winner.number, f"/{tracker.ui_path()}"
+    )
 
 
 @pytest.fixture
@@ -159,7 +166,7 @@ def compare(page: Any, num: int) -> None:
 
 class TestForty:
     def test_the_list_shows_the_study_and_unfolds_its_trials(self, page: Any, forty: Shown) -> None:
-        page.goto(f"/{forty.runs()}")
+        page.goto(forty.folded)
         row = page.locator(".ag-row").filter(has=page.get_by_role("link", name="forty", exact=True)).first
         row.wait_for()
         assert trials(page).count() == 0
@@ -178,6 +185,31 @@ class TestForty:
         with page.expect_popup() as opened:
             page.get_by_role("link", name=f"trial {forty.winner:05d}").click()
         opened.value.get_by_role("heading", name=f"{forty.winner:03d} ").wait_for()
+
+    def test_the_printed_address_opens_the_trials_best_first(self, page: Any, forty: Shown) -> None:
+        page.goto(forty.best_first)
+        first = page.locator(".ag-row[row-index='0']")
+        first.get_by_role("link", name=f"{forty.winner:03d} ").wait_for()
+        page.get_by_text("40 matching runs").wait_for()
+        keep(page, "forty_best_first")
+
+    def test_the_curves_of_a_trial_stand_first(self, page: Any, forty: Shown) -> None:
+        page.goto(forty.best_first)
+        page.locator(".ag-row[row-index='0']").get_by_role("link", name=f"{forty.winner:03d} ").click()
+        page.get_by_role("tab", name="Model metrics").click()
+        page.get_by_text("Epochs/generator_ap").first.wait_for()
+        tops = {
+            name: page.get_by_text(name).first.bounding_box()["y"]
+            for name in ("Epochs/generator_ap", "Epochs/loss", "Epochs/validation", "best_validation")
+            if page.get_by_text(name).count()
+        }
+        assert list(tops) == sorted(tops, key=lambda name: tops[name])
+        keep(page, "forty_trial")
+
+    def test_the_best_so_far_is_charted(self, page: Any, forty: Shown) -> None:
+        page.goto(forty.run(forty.parent_run_id, "/model-metrics"))
+        page.get_by_text("best_so_far (2)").wait_for()
+        keep(page, "forty_best_so_far")
 
     def test_an_artifact_opens_as_a_picture(self, page: Any, forty: Shown) -> None:
         run = f"/#/experiments/{forty.experiment_id}/runs/{forty.parent_run_id}"
@@ -204,11 +236,11 @@ class TestThousand:
         page.goto("/#/experiments")  # what MLflow's own scripts take to load is not the study's doing
         page.get_by_text("a thousand").first.wait_for()
         begin = time.monotonic()
-        page.goto(f"/{thousand.runs()}")
+        page.goto(thousand.folded)
         page.get_by_role("link", name="thousand", exact=True).first.wait_for()
         told("the list of 1,000 runs", begin)
         begin = time.monotonic()
-        page.goto(f"/{thousand.runs('criterion/val_generators')}")
+        page.goto(thousand.best_first)
         first = page.locator(".ag-row[row-index='0']")
         first.get_by_role("link", name=f"{thousand.winner:03d} causal proj").wait_for()
         told("the best of 1,000 runs, sorted", begin)

@@ -219,21 +219,12 @@ def test_a_deleted_experiment_is_told_with_the_way_back(tracker, database, exper
 
 
 HOSTILE = (
-    "glide@50",
-    "glide_50",
-    "../../up",
-    "x" * 300,
-    "x" * 299 + "y",
-    "",
-    "..",
-    "a|b",
-    "a\nb",
-    "[/v2]",
-    "génération",
+    *("glide@50", "glide_50", "../../up", "x" * 300, "x" * 299 + "y", "", "..", "a|b", "a\nb", "[/v2]"),
+    *("génération", "nul\0", "not \udce9 UTF-8"),
 )
 
 
-def test_hostile_names_are_as_many_metrics_and_leave_no_run_open(tracker):
+def test_hostile_names_are_as_many_metrics_and_leave_no_run_open(database, experiment):
     values = {name: place / 100 for place, name in enumerate(HOSTILE)}
     record = make_record(
         0,
@@ -241,10 +232,17 @@ def test_hostile_names_are_as_many_metrics_and_leave_no_run_open(tracker):
         perturbed={name: {"ap": value} for name, value in values.items()},
         epochs=[{"epoch": 1, **{f"generator_ap/{name}": value for name, value in values.items()}}],
     )
-    tracker.spec = make_spec(val_generators=HOSTILE)
-    tracker.deliver([record])
+    failed = make_record(1, state="failed", reason="no \udce9\0", generators={}, validation={})
+    tracker = Tracker(database, experiment, make_spec(val_generators=HOSTILE, test_generators=HOSTILE * 20))
+    tracker.deliver([record, failed])
     runs = runs_of(tracker)
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {key: run.info.status for key, run in runs.items()} == {
+        "": "FINISHED",
+        record.id: "FINISHED",
+        failed.id: "FAILED",
+    }
+    assert "causal_tune.incomplete" not in runs[failed.id].data.tags
+    assert runs[""].data.params["study.val_generators"].startswith("glide@50, glide_50, ../../up, xxx")
     metrics = runs[record.id].data.metrics
     for start, end in (
         ("val_generators/", "/ap"),
