@@ -459,6 +459,10 @@ def test_the_job_that_evaluates_says_what_the_command_says(finished: Finished, t
         "evaluate", finished.detector, finished.index, "--json", "--workspace", finished.workspace
     )
     assert json.loads(job.stdout)["generators"] == json.loads(typed.stdout)["generators"]
+    listed = run_cli(
+        "evaluate", finished.detector, finished.images, "--json", "--workspace", finished.workspace
+    )
+    assert json.loads(listed.stdout)["generators"] == json.loads(typed.stdout)["generators"]
 
 
 def test_stores_and_detectors_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

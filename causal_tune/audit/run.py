@@ -26,6 +26,7 @@ from causal_tune.audit.pixels import PixelFacts
 from causal_tune.audit.probe import columns_of, probe
 from causal_tune.audit.words import bias_finding, resized_note
 from causal_tune.errors import InvalidConfig, StoreError
+from causal_tune.images.choice import is_chosen
 from causal_tune.images.index import generators, index_sha256, skipped_files
 from causal_tune.wording import plural
 
@@ -351,17 +352,34 @@ def _kind_of(reason: str) -> str:
 
 def _skipped(index: pa.Table) -> list[Finding]:
     skipped = skipped_files(index)
-    if not skipped:
-        return []
-    reasons = listed([f"{reason} ({number:,})" for reason, number in sorted(skipped.items())])
-    num_files = sum(skipped.values())
-    return [
-        _note(
-            "skipped",
-            f"{plural(num_files, 'file')} under the roots {are(num_files)} no image of the index: {reasons}.",
-            "Rename what should be an image: the last suffix counts, and names must be UTF-8.",
+    chosen = {reason: number for reason, number in skipped.items() if is_chosen(reason)}
+    others = {reason: number for reason, number in skipped.items() if reason not in chosen}
+    notes = []
+    if others:
+        num_files = sum(others.values())
+        notes.append(
+            _note(
+                "skipped",
+                f"{plural(num_files, 'file')} under the roots {are(num_files)} no image of the index: "
+                f"{_numbered(others)}.",
+                "Rename what should be an image: the last suffix counts, and names must be UTF-8.",
+            )
         )
-    ]
+    if chosen:
+        num_images = sum(chosen.values())
+        notes.append(
+            _note(
+                "skipped",
+                f"{plural(num_images, 'image')} {'was' if num_images == 1 else 'were'} left out by the options of "
+                f"the index: {_numbered(chosen)}.",
+                "Nothing, if that is what you want; else make the index again with other options.",
+            )
+        )
+    return notes
+
+
+def _numbered(reasons: Mapping[str, int]) -> str:
+    return listed([f"{reason} ({number:,})" for reason, number in sorted(reasons.items())])
 
 
 # --- bias ------------------------------------------------------------------------------------------------

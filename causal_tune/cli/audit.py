@@ -13,6 +13,7 @@ from causal_tune.audit.page import html_page
 from causal_tune.audit.pixels import PixelFacts, read_all_pixels
 from causal_tune.audit.run import MAX_COMPARED, MIN_COSINE, audit_index
 from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
+from causal_tune.cli.index import labelled_images, layout_without_index_option
 from causal_tune.cli.output import (
     emit,
     err,
@@ -25,9 +26,7 @@ from causal_tune.cli.output import (
     workspace_option,
     writable,
 )
-from causal_tune.errors import InvalidConfig, WorkFailed
-from causal_tune.images.index import read_index
-from causal_tune.images.layouts import LAYOUTS, build_index
+from causal_tune.errors import WorkFailed
 from causal_tune.wording import plural, visible
 
 __all__ = ["audit_command", "show_findings"]
@@ -41,11 +40,7 @@ __all__ = ["audit_command", "show_findings"]
     "--store",
     help="The features of these images, to compare them: a name of `causal-tune stores`, or a path.",
 )
-@click.option(
-    "--layout",
-    type=click.Choice(sorted(LAYOUTS)),
-    help="Of a folder or list that is given instead of an index. [default: auto]",
-)
+@layout_without_index_option
 @click.option(
     "--train-generator",
     "train_generators",
@@ -98,7 +93,7 @@ def audit_command(
     A shortcut is a property of the files, such as their format or size, that tells real from generated without a
     look at the pixels. INDEX may be a folder or list of images too.
     """
-    images = _images(index, layout)
+    images = labelled_images(index, layout)
     features = None
     if store is not None:
         from causal_tune.features import FeatureStore  # imports torch, which takes seconds
@@ -139,25 +134,6 @@ def show_findings(audit: Audit, command: str, most: int = 4) -> None:
         err.print(Text.assemble(("Audit: ", "bold yellow"), visible(item["what"])), soft_wrap=True)
     more = f"{len(found) - most:,} more findings, and what" if len(found) > most else "What"
     err.print(f"  {more} to do about them: {command}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _images(path: Path, layout: str | None) -> pa.Table:
-    """The index at `path`, or one made of the folder or CSV there."""
-    if layout is None:
-        if path.suffix.lower() == ".parquet":
-            return read_index(path)
-        layout = "auto"
-    if path.is_file() and path.open("rb").read(4) == b"PAR1":
-        raise InvalidConfig(
-            f"{str(path)!r} is a Parquet file, which is an index already; --layout is for folders and CSV files. "
-            "Leave --layout out."
-        )
-    if str(path).encode(errors="replace").decode() != str(path):
-        raise InvalidConfig(
-            f"The name {visible(str(path))!r} is not UTF-8, and no index can hold such paths. Rename that folder."
-        )
-    with progress_bar("Indexing", 0, "images") as bar:
-        return build_index([path], layout, progress=bar.follow)
 
 
 def _pixels(index: pa.Table) -> Mapping[str, PixelFacts]:

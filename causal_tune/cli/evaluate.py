@@ -11,7 +11,13 @@ import pyarrow as pa
 from causal_tune.cli.encoding import Encoding, runtime_option
 from causal_tune.cli.extract import describe_extraction, run_extract, show_quarantine
 from causal_tune.cli.help import SectionedCommand
-from causal_tune.cli.index import choice_options, layout_option, make_index
+from causal_tune.cli.index import (
+    choice_options,
+    labelled_images,
+    layout_option,
+    layout_without_index_option,
+    make_index,
+)
 from causal_tune.cli.output import (
     METRIC_COLUMNS,
     emit,
@@ -28,7 +34,6 @@ from causal_tune.cli.output import (
 from causal_tune.detector import Detector, load_detector
 from causal_tune.errors import WorkFailed
 from causal_tune.images.choice import Choice
-from causal_tune.images.index import read_index
 from causal_tune.judgement import judge
 from causal_tune.resampling import Scored
 
@@ -38,18 +43,19 @@ __all__ = ["evaluate_command", "evaluate_job"]
 @click.command("evaluate", epilog="Example: causal-tune evaluate detectors/real genimage.parquet")
 @click.argument("detector")
 @click.argument("index", type=click.Path(path_type=Path))
+@layout_without_index_option
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
 @runtime_option("that of the training where this machine has it")
 @workspace_option
 @json_option
-def evaluate_command(detector: str, index: Path, workspace: Path, **options: Any) -> None:
+def evaluate_command(detector: str, index: Path, layout: str | None, workspace: Path, **options: Any) -> None:
     """Judge DETECTOR, a name or a folder, on the labelled images of INDEX, generator by generator.
 
-    Features are kept in the store.
+    INDEX may be a folder or list of images too. Features are kept in the store.
     """
     folder = under_workspace(workspace, "detectors", detector)
     loaded = load_detector(folder)  # before a large index is read
-    _evaluate(loaded, folder, read_index(index), index, workspace=workspace, **options)
+    _evaluate(loaded, folder, labelled_images(index, layout), index, workspace=workspace, **options)
 
 
 def evaluate_job(*, name: str, question: str) -> click.Command:

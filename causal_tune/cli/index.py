@@ -21,14 +21,18 @@ from causal_tune.cli.output import (
     progress_bar,
     table,
 )
+from causal_tune.errors import InvalidConfig
 from causal_tune.images.choice import Choice
-from causal_tune.images.index import counts, origin, skipped_files, write_index
+from causal_tune.images.index import counts, is_index, origin, read_index, skipped_files, write_index
 from causal_tune.images.layouts import LAYOUTS, build_index
+from causal_tune.wording import visible
 
 __all__ = [
     "choice_options",
     "index_command",
+    "labelled_images",
     "layout_option",
+    "layout_without_index_option",
     "make_index",
 ]
 
@@ -39,12 +43,42 @@ def make_index(roots: Sequence[Path | str], layout: str, path: Path, choice: Cho
     with progress_bar("Indexing", 0, "images") as bar:
         index = build_index(roots, layout, choice=choice, progress=bar.follow)
     write_index(index, path)
-    for note in origin(index)["notes"]:
-        err.print(note, soft_wrap=True, markup=False, highlight=False)
+    _tell_notes(index)
     if choice.describe():
         err.print(f"Chosen: {choice.describe()}.", soft_wrap=True, markup=False, highlight=False)
     return index
 
+
+def labelled_images(path: Path, layout: str | None) -> pa.Table:
+    """The index at `path`, or one made of the folder or list there, which is not written."""
+    if path.is_file() and is_index(path):
+        if layout is not None:
+            raise InvalidConfig(
+                f"{str(path)!r} is an index already; --layout is for folders and lists. Leave --layout out."
+            )
+        return read_index(path)
+    if layout is None and path.suffix.lower() == ".parquet" and not path.exists():
+        return read_index(path)  # says how to make one
+    if str(path).encode(errors="replace").decode() != str(path):
+        raise InvalidConfig(
+            f"The name {visible(str(path))!r} is not UTF-8, and no index can hold such paths. Rename that folder."
+        )
+    with progress_bar("Indexing", 0, "images") as bar:
+        index = build_index([path], layout or "auto", progress=bar.follow)
+    _tell_notes(index)
+    return index
+
+
+def _tell_notes(index: pa.Table) -> None:
+    for note in origin(index)["notes"]:
+        err.print(note, soft_wrap=True, markup=False, highlight=False)
+
+
+layout_without_index_option = click.option(
+    "--layout",
+    type=click.Choice(sorted(LAYOUTS)),
+    help="Of a folder or list that is given instead of an index. [default: auto]",
+)
 
 layout_option = click.option(
     "--layout",

@@ -18,7 +18,7 @@ from causal_tune.errors import InvalidConfig
 from causal_tune.images.entries import Entry
 from causal_tune.images.facts import FileFacts
 
-__all__ = ["Choice", "choose", "sample_key"]
+__all__ = ["Choice", "choose", "is_chosen", "sample_key"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +110,21 @@ class Choice:
             for name, value in self.as_dict().items()
         }
         return ", ".join(f"{name} {text}" for name, text in texts.items())
+
+
+_REASONS = (
+    *("not included", "excluded", "smaller than ", "larger than ", "format ", "JPEG quality not "),
+    "beyond the limit of ",
+)
+
+
+def is_chosen(reason: str) -> bool:
+    """Whether a reason for leaving a file out is a `Choice`, not something in the way of taking it.
+
+    >>> is_chosen("beyond the limit of 50"), is_chosen(".txt")
+    (True, False)
+    """
+    return reason.startswith(_REASONS)
 
 
 def sample_key(seed: int, name: str) -> bytes:

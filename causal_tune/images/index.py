@@ -25,6 +25,7 @@ __all__ = [
     "counts",
     "generators",
     "index_sha256",
+    "is_index",
     "origin",
     "read_index",
     "skipped_files",
@@ -81,6 +82,16 @@ def write_index(table: pa.Table, path: Path) -> None:
     table = _validated(table, "the table to write")
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is an index, by its metadata; a list of images in Parquet is none."""
+    try:
+        with path.open("rb") as file:
+            metadata = pq.ParquetFile(file).schema_arrow.metadata
+    except (pa.ArrowException, OSError):
+        return False
+    return _VERSION_KEY in (metadata or {})
 
 
 def read_index(path: Path) -> pa.Table:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,7 +17,7 @@ from causal_tune.audit.findings import AUDIT_VERSION, audit_summary
 from causal_tune.audit.run import audit_index
 from causal_tune.cli.audit import show_findings
 from causal_tune.features import FeatureStore, StoreSpec, finish_store, shard_path, shard_ranges, write_shard
-from causal_tune.images.index import index_sha256, read_index, write_index
+from causal_tune.images.index import index_sha256, read_index, with_skipped, write_index
 from tests.audit.rows import fair_rows, index_of, row
 from tests.conftest import draw, run_cli
 
@@ -149,15 +150,27 @@ def test_json_is_one_document_and_the_terminal_begins_with_findings(tmp_path: Pa
     assert shown.count("Next: ") == 2
 
 
+def test_files_left_out_by_choice_are_told_from_those_that_are_no_images() -> None:
+    index = with_skipped(index_of(fair_rows(0, 20)), {"beyond the limit of 20": 1, ".txt": 2, "excluded": 3})
+    found = [item for item in audit_index(index).findings if item.kind == "skipped"]
+    assert [item.what for item in found] == [
+        "2 files under the roots are no image of the index: .txt (2).",
+        "4 images were left out by the options of the index: beyond the limit of 20 (1), excluded (3).",
+    ]
+    assert ["Rename" in item.next_step for item in found] == [True, False]
+
+
 def test_mistakes_say_what_to_type(tmp_path: Path) -> None:
     index, table = tmp_path / "index.parquet", tmp_path / "images.csv"
     write_index(index_of(fair_rows(0, 20)), index)
     table.write_text("path,label,generator\nx.png,real,g\n")
+    pq.write_table(pa.table({"path": ["x.png"]}), tmp_path / "list.parquet")
     for words, expected in (
         ((table,), "None of the 1 files"),
         ((tmp_path / "nothing",), "nothing"),
         ((index, "--layout", "csv"), "is an index already"),
         ((tmp_path / "none.parquet",), "There is no index"),
+        ((tmp_path / "list.parquet",), "has no column label, generator"),
         ((index, "--store", tmp_path / "none"), "There is no feature store"),
         ((index, "--train-generator", "sd9"), "No generator is called 'sd9' in this index. There are: g."),
     ):

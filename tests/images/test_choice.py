@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causal_tune.errors import IndexingError, InvalidConfig
-from causal_tune.images.choice import Choice, choose
+from causal_tune.images.choice import Choice, choose, is_chosen
 from causal_tune.images.entries import Entry
 from causal_tune.images.facts import FileFacts
 from causal_tune.images.index import origin, skipped_files
@@ -162,3 +162,23 @@ def test_what_headers_say(tmp_path):
 def test_choices_that_fit_nothing(chosen, part):
     with pytest.raises(InvalidConfig, match=part):
         Choice(**chosen)
+
+
+def test_every_reason_of_a_choice_is_told_from_other_reasons():
+    facts = FileFacts(width=100, height=100, format="JPEG", jpeg_quality=50)
+    by_facts = [
+        Choice(min_side=200),
+        Choice(max_side=50),
+        Choice(formats=("PNG",)),
+        Choice(jpeg_quality=(90, 99)),
+    ]
+    reasons = [choice.by_facts(facts) for choice in by_facts]
+    reasons += [Choice(include=("b*",)).by_name("a.png"), Choice(exclude=("a*",)).by_name("a.png")]
+    entries = [Entry(path=name, label=0, generator="g", name=name) for name in "ab"]
+    reasons += choose(entries, Choice(limit=1), lambda paths: {path: facts for path in paths})[2]
+    assert len(reasons) == 7
+    assert all(reason and is_chosen(reason) for reason in reasons)
+    others = (".txt", "no suffix", "hidden", "name is not UTF-8", "link back to a folder above")
+    assert not any(
+        map(is_chosen, (*others, "outside the class folders", "real, with no generator to compare"))
+    )
