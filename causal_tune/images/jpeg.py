@@ -54,7 +54,7 @@ class _Scan:
     begin: int
     """Where its coded data begin."""
     end: int
-    """Where the marker that ends it stands."""
+    """Where the marker that ends it stands, or the data end."""
     header: bytes
     interval: int
     """Units between two restart markers; 0: there are none."""
@@ -68,8 +68,6 @@ class _Structure:
     scans: list[_Scan]
     first_codes: Mapping[int, int]
     """Huffman table (class and number, as DHT has them) -> the symbol whose code is all zeros."""
-    is_closed: bool
-    """Whether a marker follows the last scan."""
 
 
 def load_jpeg(data: bytes) -> JpegImageFile:
@@ -79,8 +77,6 @@ def load_jpeg(data: bytes) -> JpegImageFile:
     """
     found = _structure(data)
     if found.scans and found.frame in (*_SEQUENTIAL, _PROGRESSIVE):
-        if not found.is_closed:
-            raise truncated("JPEG", len(data))
         num_components, interleaved = found.frame_header[5:6], found.scans[0].header[:1]
         if found.frame in _SEQUENTIAL and num_components == interleaved:
             return _load_scan(data, found, found.scans[0])
@@ -97,10 +93,12 @@ def _load(data: bytes) -> JpegImageFile:
 def _load_scan(data: bytes, found: _Structure, scan: _Scan) -> JpegImageFile:
     body = data[: scan.end].rstrip(b"\xff")  # fill bytes belong to the marker behind
     num_unpadded = len(body.rstrip(b"\0"))
-    if not _zeros_are_flat(found, scan) and (at := body.find(_ZEROS, scan.begin, num_unpadded)) >= 0:
-        raise UnreadableImage(
-            f"damaged JPEG: from byte {at:,} on, {len(_ZEROS)} bytes of image data are zero"
-        )
+    if not _zeros_are_flat(found, scan):
+        if (at := body.find(_ZEROS, scan.begin, num_unpadded)) >= 0:
+            raise UnreadableImage(
+                f"damaged JPEG: from byte {at:,} on, {len(_ZEROS)} bytes of image data are zero"
+            )
+        body = body[: num_unpadded + _TOLERATED]  # so that no pixels are made of what pads a cut file
     file = io.BytesIO(body + _SPARE)
     image = JpegImageFile(file, "")
     image.decodermaxblock = max(num_unpadded - _TOLERATED, scan.begin)  # all but these are read at once
@@ -125,7 +123,7 @@ def _load_scans(data: bytes, scans: list[_Scan], frame_header: bytes) -> JpegIma
 
 def _structure(data: bytes) -> _Structure:
     """The markers of a file up to its end marker; what lies behind is no part of the picture."""
-    frame, frame_header, interval, is_closed = 0, b"", 0, True
+    frame, frame_header, interval = 0, b"", 0
     scans: list[_Scan] = []
     first_codes: dict[int, int] = {}
     marker = _MARKER.search(data)
@@ -143,13 +141,10 @@ def _structure(data: bytes) -> _Structure:
             elif kind == _SOS:
                 pattern = _SCAN_END_WITH_RESTARTS if interval else _SCAN_END
                 end = pattern.search(data, at)
-                is_closed = end is not None
                 begin, at = at, end.start() if end else len(data)
                 scans.append(_Scan(begin=begin, end=at, header=body, interval=interval))
         marker = _MARKER.search(data, at)
-    return _Structure(
-        frame=frame, frame_header=frame_header, scans=scans, first_codes=first_codes, is_closed=is_closed
-    )
+    return _Structure(frame=frame, frame_header=frame_header, scans=scans, first_codes=first_codes)
 
 
 def _first_codes(body: bytes) -> dict[int, int]:

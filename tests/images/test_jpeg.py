@@ -71,6 +71,20 @@ def test_cut_and_closed(mode, kind):
             assert re.match("truncated|damaged", reason_of(whole[:cut] + END + behind)), cut
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind"), [(mode, kind) for mode, kind in CODINGS if kind in ("baseline", "4:4:4", "restarts")]
+)
+@pytest.mark.parametrize("behind", [b"", END])
+def test_cut_and_filled_with_zeros(mode, kind, behind):
+    """As a download that was given its space beforehand."""
+    whole = coded(mode, kind)
+    begin, end = first_scan(whole), len(whole) - 2
+    for part in range(17):
+        cut = begin + 9 + (end - begin) * part // 17
+        if inside_a_scan(whole, cut):
+            assert re.match("truncated|damaged", reason_of(whole[:cut] + bytes(end - cut + 4096) + behind))
+
+
 def test_a_progressive_file_that_ends_between_two_scans_is_a_coarser_picture():
     """It cannot be told from one that was made so."""
     whole = coded("RGB", "progressive")
@@ -95,6 +109,8 @@ def test_whole_files_of_every_kind_are_read(mode, kind):
         "a few bytes more": body + b"\x12\x34" * 20 + END,
         "padding before the end": body + bytes(4096) + END,
     }
+    if "progressive" not in kind:  # in which the end marker closes the last scan
+        variants |= {"without its end": body, "cut in its end": whole[:-1]}
     for name, data in variants.items():
         assert np.array_equal(pixels(data), expected), name
 
