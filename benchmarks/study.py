@@ -56,7 +56,7 @@ from causal_tune.study.delivery import Delivery
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec, make_spec
-from causal_tune.tracking import Tracker
+from causal_tune.tracking import Tracker, default_uri
 from causal_tune.training import TrialResult
 from causal_tune.trial import TrialConfig
 
@@ -148,9 +148,12 @@ class Timed:
     def finish(self, best: TrialRecord | None) -> None:
         self._timed(self.tracker.finish, best)
 
+    def stop(self) -> None:
+        self._timed(self.tracker.stop)
+
 
 def tracked(workspace: Path, spec: StudySpec) -> Timed:
-    return Timed(Tracker(f"sqlite:///{workspace / 'mlflow.db'}", "benchmark", spec))
+    return Timed(Tracker(default_uri(workspace), "benchmark", spec))
 
 
 def nothing(spec: StudySpec, config: TrialConfig) -> TrialResult:

@@ -1,4 +1,4 @@
-"""A study in MLflow: one parent run, one nested run a trial. The only package that knows mlflow."""
+"""A study in MLflow: one parent run, one nested run a trial. Only this package and `pyfunc` know mlflow."""
 
 from causal_tune.tracking.connection import quieten_mlflow
 from causal_tune.tracking.content import Figures

@@ -186,6 +186,9 @@ class Tracker:
         tags: dict[str, str] = {}
         best_run = ""
         with self._refusals():
+            # first: what is refused below leaves no run open; and not when it was delivered, which may be days later
+            ended_ms = max([self._began_ms, *(_ms(record.ended_at) for record in self._records.values())])
+            self._client.set_terminated(self.parent_run_id, status=status, end_time=ended_ms)
             if best is not None and best.id in self._runs:
                 run_id = self._runs[best.id][0]
                 best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}"
@@ -195,9 +198,6 @@ class Tracker:
             self._tag_parent({**tags, _PAGE: self._page(best, best_run)})
             self._log_missing_progress()
             self._log_machine()
-            # not when it was delivered, which may be days later
-            ended_ms = max([self._began_ms, *(_ms(record.ended_at) for record in self._records.values())])
-            self._client.set_terminated(self.parent_run_id, status=status, end_time=ended_ms)
         return best_run
 
     def _page(self, best: TrialRecord | None, best_run: str) -> str:

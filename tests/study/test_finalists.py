@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from causal_tune.cli import main
 from causal_tune.detector import load_detector
@@ -34,8 +35,11 @@ from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.space import load_space
 from causal_tune.study.spec import read_spec
 from causal_tune.study.suggestion import same_trial
+from causal_tune.tracking import EXPERIMENT, default_uri
 from causal_tune.trial import TrialConfig
+from causal_tune.wording import inline_markdown
 
+PAGE = "mlflow.note.content"
 CAUSAL = TrialConfig(head="causal").to_dict()
 LINEAR = TrialConfig(head="linear").to_dict()
 
@@ -169,6 +173,15 @@ def run(workspace, *words):
     return CliRunner().invoke(main, [*map(str, words), "--workspace", str(workspace)])
 
 
+def page_of(workspace, study):
+    """The text on the study's page in MLflow."""
+    client = MlflowClient(default_uri(workspace))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    runs = client.search_runs([experiment.experiment_id], f"tags.causal_tune.study = '{study}'")
+    (page,) = (run.data.tags[PAGE] for run in runs if PAGE in run.data.tags)
+    return page
+
+
 @pytest.mark.journey
 @pytest.mark.ray
 def test_the_command_ends_in_a_verdict_and_again_in_the_same_bytes(searched):
@@ -177,6 +190,9 @@ def test_the_command_ends_in_a_verdict_and_again_in_the_same_bytes(searched):
     before = (path / FINALISTS).read_bytes()
     document = json.loads(before)
     assert document["verdict"]["reason"] in " ".join(output.split())
+    assert page_of(workspace, "small").startswith(
+        f"**Finalists: {inline_markdown(document['verdict']['reason'])}**"
+    )
     assert len(document["finalists"]) == 2
     assert len(document["seeds"]) == 2
     assert document["budget"] == {"study": "small.probe", "trials": 3, "search_trials": 3}
