@@ -85,13 +85,13 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[len(text) - half :]}"
 
 
-def plural(number: int, noun: str) -> str:
-    """A number with its noun.
+def plural(number: int, noun: str, many: str = "") -> str:
+    """A number with its noun, of which `many` is the plural where that is not one with an s.
 
-    >>> plural(1, "image"), plural(1200, "image")
-    ('1 image', '1,200 images')
+    >>> plural(1, "image"), plural(1200, "image"), plural(2, "miss", "misses")
+    ('1 image', '1,200 images', '2 misses')
     """
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"
 
 
 def title_of(column: str) -> str:

@@ -43,10 +43,10 @@ def feature_map(parts: Parts) -> Drawing:
     names = parts.sets
     panels = parts.by_name
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(5.6, 5.9) if len(panels) > 1 else (5.6, 3.2), layout="constrained")
-        every = figure.subplots(*((2, 2) if len(panels) > 1 else (1, 2))).flatten()
+        figure = Figure(figsize=(3 * len(panels), 3.7), layout="constrained")
+        every = figure.subplots(1, len(panels), squeeze=False).flatten()
         rows = []
-        for axes, (name, values) in zip(every, panels.items(), strict=False):
+        for axes, (name, values) in zip(every, panels.items(), strict=True):
             points = _placed(values)
             ap = _vote(parts, values).ap
             axes.set_title(f"{_NAMES[name]}\nAP by neighbours {percent(ap, 1)} %", fontsize=9)
@@ -76,11 +76,7 @@ def feature_map(parts: Parts) -> Drawing:
                 for one, text in ((1, "filled: generated"), (0, "hollow: real, of that set"))
             ),
         ]
-        legend = every[len(panels)]
-        legend.axis("off")
-        legend.legend(handles=handles, loc="center left", fontsize=8, ncols=1 + (len(names) > 12))
-        for axes in every[len(panels) + 1 :]:
-            axes.axis("off")
+        figure.legend(handles=handles, loc="outside lower center", fontsize=9, ncols=1 + len(panels))
         return drawing(figure, rows)
 
 
@@ -91,9 +87,9 @@ def _dots(place: int, of_class: int, colour: str = "") -> dict[str, Any]:
         "linestyle": "none",
         "color": colour,
         "markerfacecolor": colour if of_class else "none",
-        "markeredgewidth": 0.7,
+        "markeredgewidth": 0.9,
         "markersize": 3.6,
-        "alpha": 0.85,
+        "alpha": 0.9,
     }
 
 
@@ -200,7 +196,7 @@ def mask_by_dimension(mask: NDArray[np.float32], labels: NDArray[np.int64]) -> D
         ranked.set_xlabel("dimensions, the most open first")
         ranked.set_ylabel("mask")
         ranked.set_ylim(-0.02, 1.02)
-        ranked.legend(fontsize=8, loc="upper right")
+        ranked.legend(fontsize=9, loc="lower left")
         classes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         classes.plot(real, generated, "o", color=ORANGE, markersize=2, alpha=0.5)
         classes.set_xlabel("mean over real images")

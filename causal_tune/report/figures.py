@@ -5,6 +5,7 @@ The same study gives the same bytes, readable on paper and on light and dark scr
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,12 @@ class Drawing:
     data: pa.Table
     """A row a point."""
 
+    @property
+    def width(self) -> float:
+        """In points, of which a letter has 9."""
+        found = re.search(r'viewBox="0 0 ([\d.]+) ', self.svg)
+        return float(found[1]) if found else 0.0
+
 
 def drawing(figure: Figure, rows: Sequence[Mapping[str, Any]]) -> Drawing:
     """The SVG of a figure, with its points as `rows`."""
@@ -121,7 +128,7 @@ def history(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
             axes.axhline(probe, color=ORANGE, linestyle="--", linewidth=1, label="linear probe, first")
         axes.set_xlabel("trial")
         axes.set_ylabel(f"{spec.criterion}, %")
-        axes.legend(loc="lower right", fontsize=8, ncols=2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), fontsize=9, ncols=4)
         return drawing(
             figure,
             [
@@ -158,7 +165,8 @@ def agreement(spec: StudySpec, records: Sequence[TrialRecord]) -> Drawing:
                 )
         axes.set_xlabel(f"{spec.criterion}, %")
         axes.set_ylabel("mean test AP, % (never chooses)")
-        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
+        if len({row["layer"] for row in rows}) > 1:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), title="layer")
         return drawing(figure, rows)
 
 
@@ -170,10 +178,11 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
         [record.generators.get(name, {}).get("ap") for name in names] for record in top
     ]
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.6 + 0.9 * len(names), 0.8 + 0.3 * len(top)))
+        figure = Figure(figsize=(2.4 + 0.9 * len(names), 0.8 + 0.3 * len(top)))
         axes = figure.subplots()
         numbers = [[100 * value if value is not None else float("nan") for value in row] for row in values]
-        axes.imshow(numbers, cmap="cividis", vmin=50, vmax=100, aspect="auto")
+        shown = axes.imshow(numbers, cmap="cividis", vmin=50, vmax=100, aspect="auto")
+        figure.colorbar(shown, ax=axes, label="AP, %", extend="min")
         for y, row in enumerate(numbers):
             for x, value in enumerate(row):
                 known = value == value
@@ -183,7 +192,7 @@ def heat_map(spec: StudySpec, records: Sequence[TrialRecord], most: int = 12) ->
                     f"{value:.1f}" if known else "-",
                     ha="center",
                     va="center",
-                    fontsize=8,
+                    fontsize=9,
                     color=GREY if not known else "black" if value > 78 else "white",
                 )
         axes.set_xticks(range(len(names)), [*map(label, names)], rotation=30, ha="right")
@@ -216,9 +225,9 @@ def roc(scored: Mapping[str, Scored]) -> Drawing:
                     for x, y in zip(mistaken.tolist(), found.tolist(), strict=True)
                 ]
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-        axes.set_xlabel("real images called generated")
-        axes.set_ylabel("generated images found")
-        axes.legend(fontsize=8, loc="lower right")
+        axes.set_xlabel("false-positive rate (FPR)")
+        axes.set_ylabel("true-positive rate (TPR)")
+        axes.legend(fontsize=9, loc="lower right")
         return drawing(figure, rows)
 
 
@@ -238,7 +247,7 @@ def calibration(scored: Scored, fitted: Platt) -> Drawing:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.set_xlabel("mean probability of the bin")
         axes.set_ylabel("share that is generated")
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=9, loc="lower right")
         return drawing(figure, rows)
 
 
@@ -260,12 +269,12 @@ def mask(record: TrialRecord) -> Drawing:
         if record.best_epoch is not None:
             axes.axvline(record.best_epoch, color=GREY, linewidth=0.8, linestyle=":")
             axes.text(
-                record.best_epoch, 1.02, "kept", ha="center", fontsize=8, transform=axes.get_xaxis_transform()
+                record.best_epoch, 1.02, "kept", ha="center", fontsize=9, transform=axes.get_xaxis_transform()
             )
         axes.set_xlabel("epoch")
         axes.set_ylim(-0.02, 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return drawing(
             figure,
             [{"epoch": one["epoch"], **{key: one.get(key) for key in shown}} for one in record.epochs],
@@ -307,7 +316,7 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
             axes.set_xlabel(title)
         every[0].invert_xaxis()  # worse to the right in both
         every[0].set_ylabel("mean AP, %")
-        every[1].legend(fontsize=8)
+        every[1].legend(fontsize=9)
         return drawing(figure, rows)
 
 
@@ -366,9 +375,9 @@ def parallel(spec: StudySpec, records: Sequence[TrialRecord], names: Sequence[st
             axes.axvline(x, color=GREY, linewidth=0.8)
             for value, text in one.marks():
                 if one.is_number:
-                    axes.text(x, value + 0.03 * (2 * value - 1), text, fontsize=7, ha="center", va="center")
+                    axes.text(x, value + 0.03 * (2 * value - 1), text, fontsize=8, ha="center", va="center")
                 else:
-                    axes.text(x + 0.04, value, text, fontsize=7, va="center")
+                    axes.text(x + 0.04, value, text, fontsize=8, va="center")
         titles = [*names, f"{spec.criterion}, %"]
         axes.set_xticks(range(len(titles)), titles, rotation=20, ha="right")
         axes.set_yticks([])

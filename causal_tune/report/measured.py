@@ -10,6 +10,7 @@ from causal_tune.errors import StoreError
 from causal_tune.judgement import judge
 from causal_tune.ledger import TrialRecord
 from causal_tune.report import feature_map, figures
+from causal_tune.report.mistakes import mistakes
 from causal_tune.report.paper import OwnHead, paper_tables
 from causal_tune.report.section import Section
 from causal_tune.report.tables import Table, percent, signed, with_ends
@@ -35,6 +36,7 @@ def measured(
     scored = trial_scores(chosen.path, chosen.spec, chosen.record)
     return [
         _generators(spec, chosen, scored),
+        *mistakes(spec, scored),
         _against_probe(spec, chosen, scored, probe),
         *beside_paper(
             spec.train_generators,

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from causal_tune.wording import (
 )
 
 __all__ = ["Table", "over_seeds", "percent", "signed", "with_ends"]
+
+
+_LONG = 60
+"""Characters of a cell that stay on one line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +45,19 @@ class Table:
 
     def _is_text(self, place: int) -> bool:
         return place == 0 or self.columns[place].endswith("<")
+
+    def _kind(self, place: int, value: str) -> str:
+        names = ["text"] * self._is_text(place) + ["long"] * (len(value) > _LONG)
+        return f' class="{" ".join(names)}"' if names else ""
+
+    def _breadth(self) -> int:
+        """How wide a screen has to be for all columns: 0 for any, 1 a phone's, 2 a tablet's, 3 a desktop, 4 more."""
+        widths = []
+        for place, title in enumerate(self.titles):
+            words = max(map(len, title.split()), default=0)
+            values = [max(map(len, _ENDS.sub(r"\1\n\2", row[place]).split("\n"))) for row in self.rows]
+            widths.append(min(max([words, *values]), _LONG) + 2)
+        return sum(sum(widths) > limit for limit in (46, 84, 126, 160))
 
     def markdown(self) -> str:
         """A pipe table under its caption.
@@ -87,20 +105,36 @@ class Table:
         return text.getvalue()
 
     def html(self) -> str:
-        """A table that scrolls where the screen is narrow; every text is escaped."""
+        """A table that scrolls where the screen is narrow, and says so; every text is escaped."""
 
         def cells(tag: str, values: Sequence[str]) -> str:
             return "".join(
-                f"<{tag}{' class=text' if self._is_text(place) else ''}>{html(value)}</{tag}>"
+                f"<{tag}{self._kind(place, value)}>{_with_small_ends(value)}</{tag}>"
                 for place, value in enumerate(values)
             )
 
         body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in self.rows)
+        breadth = self._breadth()
+        hint = f"<p class='hint w{breadth}'>The table scrolls sideways &#8594;</p>\n" if breadth else ""
         return (
-            f"<p class=caption id=tab-{html(self.name)}>{inline_html(self.caption)}</p>\n"
-            f"<div class=wide><table aria-labelledby=tab-{html(self.name)}>\n"
+            f"<p class=caption id=tab-{html(self.name)}>{inline_html(self.caption)}</p>\n{hint}"
+            f"<div class=wide tabindex=0><table aria-labelledby=tab-{html(self.name)}>\n"
             f"<thead><tr>{cells('th', self.titles)}</tr></thead>\n<tbody>{body}</tbody></table></div>"
         )
+
+
+_ENDS = re.compile(r"([-+]?[\d.]+) (\[[-+]?[\d.]+, [-+]?[\d.]+\]|± [\d.]+)( [*†‡])?")
+
+
+def _with_small_ends(cell: str) -> str:
+    """A cell as HTML, with an interval below its value.
+
+    >>> _with_small_ends("90.0 [85.0, 94.0] †")
+    '90.0 †<small>[85.0, 94.0]</small>'
+    """
+    if found := _ENDS.fullmatch(cell):
+        return f"{html(found[1] + (found[3] or ''))}<small>{html(found[2])}</small>"
+    return html(cell)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
