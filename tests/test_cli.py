@@ -393,6 +393,19 @@ def test_the_environment_names_the_tracking_server_unless_an_option_does(
     assert exported.exit_code == 0, exported.output
 
 
+def test_what_sync_cannot_deliver_is_told_after_what_it_did(finished: Finished, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    MlflowClient(uri).create_experiment("causal-tune", artifact_location="gs://nowhere/x")
+    result = run_cli("sync", "small", "--tracking-uri", uri, "--workspace", finished.workspace)
+    assert result.exit_code == 1, result.output
+    assert "3 of 3 trials delivered" in result.stdout
+    assert "MLflow did not get everything: " in result.stderr
+    told = result.stderr[result.stderr.index("`causal-tune sync") :].split("`")[1]
+    assert shlex.split(told)[:5] == ["causal-tune", "sync", "small", "--tracking-uri", uri]
+
+
 def test_a_database_that_is_damaged_costs_no_study_and_is_filled_later(
     finished: Finished, tmp_path: Path
 ) -> None:

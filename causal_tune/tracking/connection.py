@@ -39,10 +39,8 @@ def connect(uri: str) -> Any:
     `TrackingError`, within about ten seconds, where nothing answers or it is not MLflow's.
     """
     quieten_mlflow()
-    for name in (
-        "alembic",
-        "mlflow.store.db.utils",
-    ):  # screens of migrations, and of errors that are told below
+    # screens of migrations, and of errors that are told below
+    for name in ("alembic", "mlflow.store.db.utils"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # a setting of the user's own is followed
     ours = {name for name, value in _PATIENCE.items() if os.environ.get(name) in (None, value)}

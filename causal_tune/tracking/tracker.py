@@ -58,6 +58,12 @@ _INCOMPLETE = "causal_tune.incomplete"
 _MAX_METRICS, _MAX_PARAMS = 900, 100  # a request holds 1,000 entries, of which 100 params
 
 
+class _TrialRefused(TrackingError):
+    """All else was delivered."""
+
+    exit_code = 1
+
+
 class Tracker:
     """A study's runs on one tracking server or in one database.
 
@@ -84,14 +90,17 @@ class Tracker:
         self.parent_run_id = ""
         self.experiment_id = ""
         self._client: Any = None
-        self._runs: dict[str, tuple[str, bool]] = {}  # trial id -> run id, whether it is complete
-        self._incomplete: set[str] = set()  # ids of runs with the tag
-        self._records: dict[
-            str, TrialRecord
-        ] = {}  # those that were given to `log_trial`, in the order of their ends
+        # trial id -> run id, whether it is complete
+        self._runs: dict[str, tuple[str, bool]] = {}
+        # ids of runs with that tag
+        self._incomplete: set[str] = set()
+        # those that were given to `log_trial`, in that order: of their ends
+        self._records: dict[str, TrialRecord] = {}
         self._best: tuple[TrialRecord, float] | None = None
-        self._progress: list[Any] = []  # metrics of the best so far, in that order
-        self._refusal: TrackingError | None = None  # the first trial that MLflow does not take
+        # metrics of the best so far, in the same order
+        self._progress: list[Any] = []
+        # the first trial that MLflow does not take
+        self._refusal: _TrialRefused | None = None
         self._began_ms = 0
         self._gallery, self._figures_of = "", ""
         self._machine = Machine()
@@ -154,6 +163,10 @@ class Tracker:
             self.log_trial(record, self.spec.roles)
             num_delivered += self._is_complete(record) and not was_complete
         return num_delivered
+
+    def num_lacking(self, records: Iterable[TrialRecord]) -> int:
+        """How many trials are not there, or not completely."""
+        return sum(not self._is_complete(record) for record in records)
 
     def deliver(self, records: Sequence[TrialRecord]) -> int:
         """`start`, `sync` and `finish` in one, for a study that does not run; how many trials were missing."""
@@ -285,7 +298,7 @@ class Tracker:
         except Exception:  # noqa: BLE001  the first one says more
             raise error from None
         self._incomplete.add(run_id)
-        self._refusal = self._refusal or TrackingError(
+        self._refusal = self._refusal or _TrialRefused(
             f"MLflow at {redacted(self.uri)} does not take trial {record.number} of {self.spec.name!r}: "
             f"{words_of(error)}. It stands there without what was refused."
         )

@@ -260,7 +260,8 @@ def test_hostile_names_are_as_many_metrics_and_leave_no_run_open(database, exper
 def test_a_trial_that_mlflow_does_not_take_is_closed_told_and_delivered_later(tracker, database, experiment):
     refused = make_record(0, epochs=[{"epoch": 10**30, "validation/ap": 0.5}])  # a step beyond 64 bits
     taken = make_record(1)
-    tracker.sync([refused, taken])
+    assert tracker.sync([refused, taken]) == 1
+    assert tracker.num_lacking([refused, taken]) == 1
     with pytest.raises(TrackingError, match="does not take trial 0"):
         tracker.finish(taken)
     runs = runs_of(tracker)
