@@ -49,6 +49,7 @@ __all__ = [
     "read_finalists",
     "repeat_space",
     "representative",
+    "searched_by",
     "terms_of",
 ]
 
@@ -122,6 +123,16 @@ def ahead_collapsed(
     last = min(one.search_score for one in candidates if one.search_score is not None)
     ranked = rank(records, spec.criterion, spec.roles)
     return [record.id for record, value in ranked if record.collapsed and value >= last]
+
+
+def searched_by(name: str) -> str:
+    """The study whose finalists the study `name` trained, by its name; empty where it is none of these.
+
+    >>> searched_by("real.probe"), searched_by("real.finalists-6ffd91"), searched_by("real.v2")
+    ('real', 'real', '')
+    """
+    searched, _, kind = name.rpartition(".")
+    return searched if kind == PROBE or kind.startswith(("finalists-", "terms-")) else ""
 
 
 def probe_space(spec: StudySpec) -> SearchSpace:

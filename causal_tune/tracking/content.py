@@ -13,6 +13,7 @@ from causal_tune.features.stores import index_file_of_store
 from causal_tune.heads import reads
 from causal_tune.ledger import TrialRecord
 from causal_tune.selection import CRITERIA, Roles, score, undefined_note
+from causal_tune.study.finalists import searched_by
 from causal_tune.study.spec import StudySpec
 from causal_tune.tracking.names import part
 from causal_tune.wording import inline_markdown, markdown_cell, shortened, visible
@@ -112,6 +113,7 @@ def study_page(
     MLflow folds all but the first lines, so the winner is among these. `best_run` is the winner's page, `figures` a
     `gallery`, `verdict` what `causal-tune finalists` found.
     """
+    part_of = searched_by(spec.name)
     lines = [f"**Finalists: {inline_markdown(verdict)}**", ""] if verdict else []
     if best is not None:
         value = score(best, spec.criterion, spec.roles)
@@ -124,10 +126,9 @@ def study_page(
             f"`{best.config.get('layer', 'proj')}`), "
             f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}."
             + (f" {note}" if (note := undefined_note(best, spec.roles)) else "")
-            + ("" if verdict else f" `causal-tune finalists {spec.name}` says how sure that is."),
+            + ("" if verdict or part_of else f" `causal-tune finalists {spec.name}` says how sure that is."),
             "",
-            settings + ".",
-            "",
+            *([settings + ".", ""] if settings else []),
         ]
     roles = {
         "trained on": spec.train_generators,
@@ -137,8 +138,10 @@ def study_page(
     lines += [spec.space["question"].strip(), "", "| role | generators |", "|---|---|"]
     lines += [f"| {role} | {markdown_cell(', '.join(names)) or '-'} |" for role, names in roles.items()]
     lines += ["", f"Criterion `{spec.criterion}`: {CRITERIA[spec.criterion].summary}."]
-    # an option a line: a long one would widen the page
-    command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")
+    if part_of:
+        command = f"causal-tune finalists {part_of}"
+    else:  # an option a line: a long one would widen the page
+        command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")
     lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {command}"]
     page = "\n".join(lines) + (_GALLERY + figures if figures else "")
     return page if len(page) <= _MAX_PAGE else page[:_MAX_PAGE].rpartition("\n\n")[0]

@@ -11,6 +11,7 @@ import pytest
 from causal_tune.cli import main
 from causal_tune.errors import TrackingError
 from causal_tune.tracking import Figures, Tracker, default_uri
+from causal_tune.tracking.content import study_page
 from causal_tune.tracking.place import database_path
 from causal_tune.trial import TrialConfig
 from tests.tracking.server import mlflow_server
@@ -375,6 +376,14 @@ def test_the_parent_run_says_what_the_study_is_and_how_it_is_made_again(database
     }
     names = {run.info.run_name for run in runs_of(tracker).values()}
     assert names == {"tiny", "000 causal", "001 causal", "002 causal"}
+
+
+@pytest.mark.parametrize("part", ["probe", "finalists-6ffd91", "terms-6ffd91"])
+def test_the_page_of_a_part_of_the_finalists_names_their_command(part):
+    text = study_page(make_spec(name=f"real.{part}"), make_record(0))
+    assert text.endswith("Again, or longer:\n\n    causal-tune finalists real")
+    assert "says how sure" not in text
+    assert "causal-tune tune" in study_page(make_spec(name="real.v2"), make_record(0))
 
 
 def test_a_pruned_trial_is_no_failure(database):
