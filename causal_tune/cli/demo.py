@@ -6,7 +6,7 @@ import click
 
 from causal_tune.cli.encoding import Encoding
 from causal_tune.cli.job import run_job
-from causal_tune.cli.output import err, json_option, workspace_option
+from causal_tune.cli.output import err, json_option, names, workspace_option
 from causal_tune.demo.images import DISCLAIMER, TEST_GENERATORS, TRAIN_GENERATOR, VAL_GENERATORS, make_images
 from causal_tune.study.space import load_space
 
@@ -17,14 +17,17 @@ __all__ = ["demo_command"]
 @click.option("--encoder", default="vit-b-16-int8", show_default=True)
 @click.option(
     "--layer",
-    default="cls@3",
+    "layers",
+    multiple=True,
+    default=("cls@3", "cls@4", "cls@2"),
     show_default=True,
-    help="Feature layer. The blocks of the encoder behind it are not computed.",
+    callback=names,
+    help="Feature layers to search, comma-separated. The blocks of the encoder behind them are not computed.",
 )
 @click.option("--trials", type=click.IntRange(1), default=12, show_default=True)
 @workspace_option
 @json_option
-def demo_command(encoder: str, layer: str, trials: int, workspace: Path, as_json: bool) -> None:
+def demo_command(encoder: str, layers: tuple[str, ...], trials: int, workspace: Path, as_json: bool) -> None:
     """Index, encode, tune, compare and export on embedded photographs and six tiny generators."""
     err.print(DISCLAIMER)
     csv = make_images(workspace / "demo" / "images")
@@ -32,7 +35,7 @@ def demo_command(encoder: str, layer: str, trials: int, workspace: Path, as_json
     run_job(
         images=(csv,),
         layout="csv",
-        encoding=Encoding(encoder=encoder, layers=(layer,)),
+        encoding=Encoding(encoder=encoder, layers=layers),
         workspace=workspace,
         as_json=as_json,
         study="demo",

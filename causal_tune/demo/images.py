@@ -35,7 +35,7 @@ TRAIN_GENERATOR = "vae"
 """Detectors are trained on this generator's train rows and stopped early on its val rows."""
 
 VAL_GENERATORS = ("nearest",)
-"""Trials are chosen on these; their images come from the val photographs."""
+"""Trials are chosen on these; their images come from the selection photographs."""
 
 TEST_GENERATORS = ("deconv", "subpixel", "vq", "diffusion")
 """Never seen in training or selection; their images come from the test photographs."""
@@ -46,7 +46,7 @@ NUM_PAIRS: Mapping[tuple[str, str, str], int] = MappingProxyType(
         ("vae", "train", "train"): 120,
         ("vae", "val", "val"): 30,
         ("vae", "test", "test"): 32,
-        ("nearest", "test", "val"): 32,
+        ("nearest", "test", "selection"): 32,
         ("deconv", "test", "test"): 32,
         ("subpixel", "test", "test"): 32,
         ("vq", "test", "test"): 32,
@@ -63,9 +63,10 @@ of one photograph overlap, so they are far from independent. The generated side 
 text-to-image: six tiny networks, trained for minutes on six of these photographs, make the same
 crops anew, at 28 dB PSNR or better in the mean over held-out crops (richly detailed ones come out at
 20 dB). Both sides show the same scenes, and only the traces of the generator differ. The crops that
-train the detector come from the photographs that trained the generators; selection and test have
-photographs of their own. With 32 + 32 images a generator, an accuracy is uncertain by up to 12
-percentage points either way, and by more because crops of one photograph are alike.
+train the detector come from the photographs that trained the generators; early stopping, selection
+and test have photographs of their own, the first two a single one each. With 32 + 32 images a
+generator, an accuracy is uncertain by up to 12 percentage points either way, and by more because
+crops of one photograph are alike.
 """
 """What the demo is and is not, for whoever reads its table."""
 

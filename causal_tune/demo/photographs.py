@@ -19,7 +19,7 @@ retina (train)
     scikit-image, Mikael Haggstrom, WikiJournal of Medicine 1 (2), 2014; CC0 1.0.
 coffee (val)
     scikit-image, Rachel Michetti, courtesy of Pikolo Espresso Bar; CC0.
-grace_hopper (val)
+grace_hopper (selection)
     matplotlib, sample data without a licence note; the file's comment gives its source as
     commons.wikimedia.org/wiki/File:Grace_Hopper.jpg.
 china (test)
@@ -63,7 +63,8 @@ CROP_SIZE = 224
 MAX_OVERLAP = 0.8
 """The largest share of its area that a crop shares with another crop of the same draw and scale."""
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "selection", "test")
+"""What trains, stops training early, chooses trials, and judges."""
 
 _MAX_ATTEMPTS = 5000
 _PACKING_ATTEMPTS = 20
@@ -78,7 +79,7 @@ class Photograph:
     path: str
     """Its path inside that package."""
     split: str
-    """`train`, `val` or `test`; a scene is in one split only."""
+    """One of `SPLITS`; a scene is in one only."""
     reductions: tuple[int, ...] = (1,)
     """Whole factors by which it is reduced before it is cut; 2 only where a crop still fits."""
 
@@ -127,7 +128,7 @@ PHOTOGRAPHS: Mapping[str, Photograph] = MappingProxyType(
         "grace_hopper": Photograph(
             package="matplotlib",
             path="mpl-data/sample_data/grace_hopper.jpg",
-            split="val",
+            split="selection",
             reductions=(1, 2),
         ),
         "china": _sklearn("china.jpg", "test"),
@@ -141,7 +142,7 @@ PHOTOGRAPHS: Mapping[str, Photograph] = MappingProxyType(
 def photographs_of(*splits: str) -> list[str]:
     """The names of the photographs of these splits, in the table's order.
 
-    >>> photographs_of("val")
+    >>> photographs_of("val", "selection")
     ['coffee', 'grace_hopper']
     """
     return [name for name, photograph in PHOTOGRAPHS.items() if photograph.split in splits]

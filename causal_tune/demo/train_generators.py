@@ -146,7 +146,7 @@ def _write(
     tensors = {key: value.half().contiguous() for key, value in network.state_dict().items()}
     with atomic_path(weights_path) as temporary:
         temporary.write_bytes(save(tensors))
-    held_out = measure_psnr(network, ("val", "test"))
+    held_out = measure_psnr(network, ("val", "selection", "test"))
     record: dict[str, Any] = {
         "psnr_train_db": round(measure_psnr(network, ("train",)).mean().item(), 2),
         "psnr_held_out_db": round(held_out.mean().item(), 2),

@@ -65,7 +65,11 @@ def pairs(csv_path):
 
 @pytest.fixture
 def few_pairs(monkeypatch):
-    few = {("vae", "train", "train"): 7, ("nearest", "test", "val"): 2, ("diffusion", "test", "test"): 3}
+    few = {
+        ("vae", "train", "train"): 7,
+        ("nearest", "test", "selection"): 2,
+        ("diffusion", "test", "test"): 3,
+    }
     monkeypatch.setattr(images, "NUM_PAIRS", few)
 
 
@@ -94,7 +98,7 @@ def test_the_roles_cover_the_generators_without_overlap():
     assert {split for generator, split, _ in NUM_PAIRS if generator == TRAIN_GENERATOR} >= {"train", "val"}
     for generator, split, photographs in NUM_PAIRS:
         if generator in VAL_GENERATORS:
-            assert (split, photographs) == ("test", "val")
+            assert (split, photographs) == ("test", "selection")
         if generator in TEST_GENERATORS:
             assert (split, photographs) == ("test", "test")
 
