@@ -13,6 +13,7 @@ import numpy as np
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
+from causal_tune.report import figures
 from causal_tune.report.measured import beside_paper
 from causal_tune.report.paper import OwnHead, printed_name
 from causal_tune.report.section import Report, Section
@@ -147,13 +148,25 @@ def _verdict(heads: Sequence[_Head], unseen: Sequence[str], pairs: Sequence[_Pai
         for pair in pairs
         if pair.better is None and best in (pair.one, pair.other)
     ]
-    return [
+    behind = [head.name for head in heads if head.name not in (best, *ties)]
+    where = (
         f"On the {plural(len(unseen), 'generator')} that every study judged and none trained on or chose by "
-        f"({', '.join(unseen)}), {best} has the highest mean AP, {percent(means[best])} %.",
-        f"It is a tie with {'; '.join(ties)}: the differences are within what these images alone produce."
-        if ties
-        else "It is better than each of the others: the differences exceed what these images alone produce.",
-        "That is a reading of test data: it says which study's rule chose well, and is no rule to choose by.",
+        f"({', '.join(unseen)})"
+    )
+    if ties:
+        first = (
+            f"A tie of {', '.join([best, *ties])}. {where} their mean APs differ by no more than these images alone "
+            "produce."
+        )
+    else:
+        first = f"{best} is better than {', '.join(behind)}. {where} the differences exceed what these images produce."
+    second = f"{best} has the highest mean AP, {percent(means[best])} %."
+    if ties and behind:
+        second += f" Behind by more than these images produce: {', '.join(behind)}."
+    return [
+        first,
+        second,
+        "These are test data: they show which study's rule chose well. Choosing by them would spoil the test.",
     ]
 
 
@@ -206,6 +219,7 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
         return "-" if name not in head.scored else text + marks[head.role(name)]
 
     aps, accuracies = [], []
+    points: dict[str, dict[str, tuple[float, float, float]]] = {head.name: {} for head in heads}
     for head in heads:
         rng = np.random.default_rng(head.spec.seed)
         ap_row, accuracy_row, hits = [head.name], [head.name], []
@@ -216,6 +230,8 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
                 if one.has_both:
                     ends = interval_of(resampled_ap(one, draw(one.labels, NUM_DRAWS, rng)))
                     ap = with_ends(one.ap, ends)
+                    if one.ap is not None:
+                        points[head.name][name] = (one.ap, *ends)
                 hit = float(((one.logits > 0) == (one.labels == 1)).mean())
                 accuracy = percent(hit, 1)
                 if name in unseen:
@@ -250,6 +266,12 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
                 rows=counts,
             ),
         ],
+        figures={
+            "compared": (
+                "AP of every head on every generator, with 95 % intervals over images.",
+                figures.compared(points, generators),
+            )
+        },
     )
 
 

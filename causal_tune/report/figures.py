@@ -38,6 +38,7 @@ __all__ = [
     "Drawing",
     "agreement",
     "calibration",
+    "compared",
     "drawing",
     "heat_map",
     "history",
@@ -317,6 +318,41 @@ def robustness(curves: Mapping[str, Mapping[str, tuple[float, float, float]]]) -
         every[0].invert_xaxis()  # worse to the right in both
         every[0].set_ylabel("mean AP, %")
         every[1].legend(fontsize=9)
+        return drawing(figure, rows)
+
+
+def compared(
+    points: Mapping[str, Mapping[str, tuple[float, float, float]]], generators: Sequence[str]
+) -> Drawing:
+    """The AP of each head on each generator; `points` holds value and ends by head and generator."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 0.9 + len(generators) * (0.2 + 0.16 * len(points))))
+        axes = figure.subplots()
+        rows = []
+        for place, (head, by_generator) in enumerate(points.items()):
+            shift = 0.7 * ((place + 0.5) / len(points) - 0.5)
+            known = [(y, name) for y, name in enumerate(generators) if name in by_generator]
+            values = np.array([by_generator[name] for _, name in known]).reshape(-1, 3) * 100
+            axes.errorbar(
+                values[:, 0],
+                [y + shift for y, _ in known],
+                xerr=np.abs(values[:, 1:] - values[:, :1]).T,
+                fmt="os^Dv<>Ph*X"[place % 11],
+                color=COLOURS[place % len(COLOURS)],
+                markersize=4.5,
+                linewidth=1.2,
+                label=label(head),
+            )
+            rows += [
+                {"head": head, "generator": name, "ap": ap, "low": low, "high": high}
+                for _, name in known
+                for ap, low, high in (by_generator[name],)
+            ]
+        axes.axvline(50, color=GREY, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(generators)), [*map(label, generators)])
+        axes.invert_yaxis()
+        axes.set_xlabel("AP, %")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         return drawing(figure, rows)
 
 
