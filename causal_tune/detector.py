@@ -27,10 +27,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from causal_tune.calibration import IDENTITY, Platt
 from causal_tune.clip import ClipEncoder, EncoderDescription, default_device, describe_encoder, load_encoder
+from causal_tune.detector_format import DETECTOR_FORMAT, read_description
 from causal_tune.errors import CausalTuneError, DetectorError, InvalidConfig, UnknownName, UnreadableImage
 from causal_tune.fidelity import fidelity_of
 from causal_tune.guard import Guard
@@ -43,7 +45,6 @@ from causal_tune.towers import tower_of
 
 __all__ = ["DETECTOR_FORMAT", "UNSURE", "Detector", "Score", "load_detector", "model_id"]
 
-DETECTOR_FORMAT = 2
 UNSURE = "unsure"
 
 Imagelike = str | os.PathLike[str] | bytes | Image.Image
@@ -286,40 +287,41 @@ def _upgraded(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "format": DETECTOR_FORMAT, "threshold": threshold, "unsure": unsure}
 
 
-def _check(path: Path, data: bytes, wanted: str) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != wanted:
-        raise DetectorError(
-            f"{path} has sha256 {found[:12]}, detector.json names {wanted[:12]}: the file was changed or damaged. "
-            "Copy the folder again."
-        )
-
-
 def load_detector(path: Path | str) -> Detector:
     """The detector in the folder `path`.
 
-    Formats 1 and 2 are read. `DetectorError` for a folder that is no detector, one of another format, or one whose
-    model.safetensors is not the file that detector.json names.
+    Formats 1 and 2 are read. `DetectorError` for a folder that is no detector, one of another format, one with a
+    field that is missing or wrong, or one whose model.safetensors is not the file that detector.json names.
     """
     folder = Path(path)
+    if not (folder / "detector.json").exists():
+        names = sorted(found.parent.name for found in folder.parent.glob("*/detector.json"))
+        there = f" There are: {', '.join(names)}." if names else ""
+        raise DetectorError(
+            f"There is no detector {folder.name!r} in {folder.parent}: it needs a readable detector.json and "
+            f"model.safetensors.{there} Make one with `causal-tune export STUDY -o DIR`."
+        )
+    description = read_description(folder / "detector.json")
+    model = folder / "model.safetensors"
     try:
-        description = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        data = (folder / "model.safetensors").read_bytes()
-    except (OSError, json.JSONDecodeError) as error:
+        data = model.read_bytes()
+    except OSError as error:
+        raise DetectorError(f"{model} cannot be read: {error.strerror}. Copy the folder again.") from error
+    found = hashlib.sha256(data).hexdigest()
+    if found != description["model_sha256"]:
         raise DetectorError(
-            f"{folder} is not a detector: it needs a readable detector.json and model.safetensors ({error}). "
-            "Make one with `causal-tune export STUDY -o DIR`."
-        ) from error
-    found_format = description.get("format") if isinstance(description, dict) else None
-    if found_format not in (1, DETECTOR_FORMAT):
-        raise DetectorError(
-            f"The detector {folder} has format {found_format}; this release reads formats 1 and "
-            f"{DETECTOR_FORMAT}. Install the release that wrote it, or export it again."
+            f"{model} has sha256 {found[:12]}, detector.json names {description['model_sha256'][:12]}: the file was "
+            "changed or damaged. Copy the folder again."
         )
     try:
-        _check(folder / "model.safetensors", data, description["model_sha256"])
-        return Detector(_upgraded(description), load_safetensors(data))
+        detector = Detector(_upgraded(description), load_safetensors(data))
+        detector.preprocessing  # noqa: B018  raises where this release cannot do it
     except CausalTuneError:
         raise
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise DetectorError(f"The detector {folder} cannot be loaded: {error}. Export it again.") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, SafetensorError) as error:
+        words = " ".join(str(error).split())[:400].rstrip(".")
+        raise DetectorError(
+            f"The head of the detector {folder} cannot be loaded: {words}. Export it again with "
+            "`causal-tune export STUDY`."
+        ) from error
+    return detector
