@@ -42,8 +42,9 @@ __all__ = ["EXPERIMENT", "Tracker"]
 EXPERIMENT = "causal-tune"
 
 # What MLflow calls an experiment whose runs are trainings: its page then opens as a table of runs
-# instead of traces. Newer pages take the same wish from the address (`Tracker.ui_path`).
+# instead of traces. Newer pages take the same wish from the address.
 _EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_SIDE = {"workflowType": "machine_learning"}
 _PARENT = "mlflow.parentRunId"
 _PAGE = "mlflow.note.content"
 _STUDY = "causal_tune.study_uid"
@@ -204,7 +205,7 @@ class Tracker:
             self._client.set_terminated(self.parent_run_id, status=status, end_time=ended_ms)
             if best is not None and best.id in self._runs:
                 run_id = self._runs[best.id][0]
-                best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}"
+                best_run = f"#/experiments/{self.experiment_id}/runs/{run_id}?{urlencode(_SIDE)}"
                 tags |= {"causal_tune.best_trial": best.id, "causal_tune.best_run": run_id}
                 for key, value in self.spec.search_space().settings_of(best.config).items():
                     tags[f"best.{key}"] = str(value)
@@ -278,7 +279,7 @@ class Tracker:
         if not self.parent_run_id:
             return "#/experiments"
         shown = {
-            "workflowType": "machine_learning",
+            **_SIDE,
             "searchFilter": f"tags.`{_PARENT}` = '{self.parent_run_id}'",
             "orderByKey": f"metrics.`criterion/{plain(self.spec.criterion)}`",
             "orderByAsc": "false",

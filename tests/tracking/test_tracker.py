@@ -366,7 +366,10 @@ def test_the_parent_run_says_what_the_study_is_and_how_it_is_made_again(database
     assert text.startswith("**Best of the search")  # the rest is folded
     assert tracker.spec.space["question"].strip() in text
     best_run = parent.data.tags["causal_tune.best_run"]
-    assert f"[trial {records[2].id}](#/experiments/{tracker.experiment_id}/runs/{best_run})" in text
+    assert (
+        f"[trial {records[2].id}](#/experiments/{tracker.experiment_id}/runs/{best_run}?workflowType=machine_learning)"
+        in text
+    )
     assert "| chosen by | cycle gan+ |" in text
     assert "--val-generators 'cycle gan+'" in text
     command = main.get_command(None, "tune")
