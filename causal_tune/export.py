@@ -35,6 +35,7 @@ from causal_tune.study.finalists import read_finalists
 from causal_tune.study.recommended import Chosen, recommended
 from causal_tune.study.scores import VALIDATION, checkpoint_bytes, fitted_on, trial_scores
 from causal_tune.study.spec import StudySpec, read_spec
+from causal_tune.study.verdicts import remedy
 
 __all__ = ["FALSE_POSITIVES", "export_detector"]
 
@@ -92,9 +93,9 @@ def export_detector(
             else "Every mask that could be exported has"
         )
         raise StudyError(
-            f"{what} collapsed (all {winner.collapsed}), so there is no causal head to export. Narrow lambda1 and "
-            f"alpha in the search space and run a study under another name, or type `{command} --force` to export "
-            f"trial {winner.number} as it is."
+            f"{what} collapsed (all {winner.collapsed}), so there is no causal head to export. "
+            f"{remedy(winner.collapsed)} in the search space and run a study under another name, or type "
+            f"`{command} --force` to export trial {winner.number} as it is."
         )
     data = save_safetensors(
         {

@@ -31,7 +31,7 @@ from causal_tune.selection import (
     undefined_note,
 )
 from causal_tune.study.spec import StudySpec, read_spec
-from causal_tune.study.verdicts import one_verdict
+from causal_tune.study.verdicts import one_verdict, remedy
 
 __all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
 
@@ -61,7 +61,10 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
         "Winner's settings: " + ", ".join(f"{name} {_short(value)}" for name, value in settings.items())
     )
     if winner.collapsed:
-        out.print(f"Warning: its mask has collapsed (all {winner.collapsed}), so it is no causal head.")
+        out.print(
+            f"Warning: its mask has collapsed (all {winner.collapsed}), so it is no causal head. "
+            f"{remedy(winner.collapsed)} in the search space."
+        )
     if warning := one_verdict(winner):
         out.print(f"Warning: {warning}", markup=False)
     show_choice(spec, records, criterion)

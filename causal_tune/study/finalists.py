@@ -29,6 +29,7 @@ from causal_tune.study.scores import VALIDATION, trial_scores
 from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.suggestion import same_trial, trial_seed
+from causal_tune.study.verdicts import remedy
 from causal_tune.trial import TrialConfig, completed
 
 __all__ = [
@@ -106,7 +107,8 @@ def candidates_of(spec: StudySpec, records: Sequence[TrialRecord], top: int) -> 
     if ranked and not found:
         raise StudyError(
             f"Every trial of the study {spec.name!r} that {spec.criterion!r} can choose has a collapsed mask, so it "
-            "has no finalists. Narrow lambda1 and alpha in the search space and run a study under another name."
+            f"has no finalists. {remedy(str(ranked[0][0].collapsed))} in the search space and run a study under "
+            "another name."
         )
     if not found:
         raise StudyError(

@@ -2,10 +2,19 @@
 
 from causal_tune.ledger import TrialRecord
 
-__all__ = ["one_verdict"]
+__all__ = ["one_verdict", "remedy"]
 
 FEW = 0.1
 """Share of a class below which its verdict is as good as never given."""
+
+
+def remedy(collapsed: str) -> str:
+    """What to change in a search space whose masks collapse to all `ones` or `zeros`; docs/log.md has the figures.
+
+    >>> remedy("zeros")
+    'Lower lambda1'
+    """
+    return "Lower lambda1" if collapsed == "zeros" else "Raise lambda1 or lower lambda2"
 
 
 def one_verdict(record: TrialRecord) -> str | None:
