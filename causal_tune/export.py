@@ -94,8 +94,8 @@ def export_detector(
         )
         raise StudyError(
             f"{what} collapsed (all {winner.collapsed}), so there is no causal head to export. "
-            f"{remedy(winner.collapsed)} in the search space and run a study under another name, or type "
-            f"`{command} --force` to export trial {winner.number} as it is."
+            f"{remedy(winner.collapsed)} in the search space and run a study under another name, or add "
+            f"--force to `{command}` to export trial {winner.number} as it is."
         )
     data = save_safetensors(
         {

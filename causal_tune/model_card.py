@@ -273,5 +273,7 @@ def _warnings(description: Mapping[str, Any]) -> str:
 
 def _how_sure(provenance: Mapping[str, Any]) -> str:
     if not provenance["finalists"]:
-        return ", the best of a search and so flattered by it"
+        ahead = provenance.get("passed_over")  # not in detectors of earlier releases
+        without = f" without a collapsed mask (passed over: {', '.join(ahead)})" if ahead else ""
+        return f", the best of a search{without} and so optimistic"
     return ". " + markdown_cell(str(provenance["finalists"]["reason"])).rstrip(".")

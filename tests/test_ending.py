@@ -107,6 +107,7 @@ def test_a_collapsed_winner_leaves_a_table_a_report_and_the_best_detector_that_t
     provenance = load_detector(job.detector).description["provenance"]
     second = provenance["trial"]
     assert provenance["passed_over"] == [winner]
+    assert f"passed over: {winner}" in (job.detector / "README.md").read_text()
     assert (
         f"{winner} has a collapsed mask, which is no causal head, so the detector is trial {second}" in text
     )
@@ -123,7 +124,7 @@ def test_a_collapsed_winner_leaves_a_table_a_report_and_the_best_detector_that_t
         "--workspace",
         job.workspace,
     ]
-    assert f"causal-tune export end --trial {forced[3]} --force" in text
+    assert f"`causal-tune {' '.join(map(str, forced))}`" in text
     assert run_cli(*forced).exit_code == 0
     assert load_detector(job.detector).description["provenance"]["trial"] == winner
     plain = run_cli("export", "end", "--workspace", job.workspace)

@@ -159,5 +159,26 @@ def test_a_registered_model_of_other_people_is_left_alone(finished: Finished, tm
     assert "http://127.0.0.1:9" in away.output
     assert not (tmp_path / "d").exists()  # refused before anything is written
     assert not client.search_model_versions("name = 'theirs'")
-    assert "a name without" in run_cli(*words, "--register", "a/b").output
+    assert "must not contain" in " ".join(run_cli(*words, "--register", "a/b").output.split())
     assert "give both" in run_cli(*words, "--tracking-uri", "http://127.0.0.1:1").output
+
+
+def test_a_registration_that_fails_leaves_the_detector(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> str:
+        raise TrackingError("No room is left at MLflow.")
+
+    monkeypatch.setattr("causal_tune.tracking.tracker.Tracker.register", refuse)
+    words = ("-o", tmp_path / "d", "--workspace", finished.workspace, "--register", "ours")
+    result = run_cli("export", "small", *words)
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1, text
+    assert "The detector was exported, and MLflow did not get it: No room is left at MLflow." in text
+    again = (
+        f"causal-tune export small --output {tmp_path / 'd'} --register ours --workspace {finished.workspace}"
+    )
+    assert f"`{again}`" in text
+    assert load_detector(tmp_path / "d").description["provenance"]["study"] == "small"
+    monkeypatch.undo()
+    assert run_cli(*again.split()[1:]).exit_code == 0

@@ -4,7 +4,6 @@ import re
 import shlex
 import tempfile
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from causal_tune.study.spec import read_spec
 __all__ = ["export_command", "passed_over_note"]
 
 
-def passed_over_note(provenance: Mapping[str, Any]) -> str:
+def passed_over_note(provenance: Mapping[str, Any], workspace: Path) -> str:
     """Which trial was exported instead of the winner, and why; nothing where it is the winner."""
     passed_over = provenance.get("passed_over")
     if not passed_over:
@@ -42,8 +41,8 @@ def passed_over_note(provenance: Mapping[str, Any]) -> str:
     better = f"{passed_over[0]} has" if len(passed_over) == 1 else f"The best {len(passed_over)} trials have"
     return (
         f"{better} a collapsed mask, which is no causal head, so the detector is trial {provenance['trial']}, the best "
-        f"without one. `causal-tune export {provenance['study']} --trial {number} --force` exports the first all the "
-        "same."
+        f"without one. `causal-tune export {provenance['study']} --trial {number} --force{workspace_words(workspace)}` "
+        "exports the first all the same."
     )
 
 
@@ -126,27 +125,39 @@ def export_command(
         force=force,
     )
     described = detector.description
-    champion = None
     ending = Ending()
-    if mlflow_model is not None or tracker is not None:
+
+    def deliver() -> str | None:
         from causal_tune.pyfunc import save_mlflow_model  # MLflow takes seconds that others need not wait for
 
         with tempfile.TemporaryDirectory() as temporary:
             model = save_mlflow_model(folder, mlflow_model or Path(temporary))
-            if tracker is not None and register is not None:
-                told = {key: str(described["provenance"][key]) for key in ("trial", "criterion", "command")}
-                card = (folder / "README.md").read_text(encoding="utf-8")
-                champion = ending.step(
-                    "The detector was not registered",
-                    shlex.join(["causal-tune", "export", study, "--register", register])
-                    + workspace_words(workspace),
-                    partial(tracker.register, register, model, card, told),
-                )
+            if tracker is None or register is None:
+                return None
+            told = {key: str(described["provenance"][key]) for key in ("trial", "criterion", "command")}
+            return tracker.register(register, model, (folder / "README.md").read_text(encoding="utf-8"), told)
+
+    champion = None
+    if mlflow_model is not None or tracker is not None:
+        options = {
+            "--output": output,
+            "--index": index,
+            "--mlflow-model": mlflow_model,
+            "--register": register,
+            "--tracking-uri": tracking_uri,
+        }
+        again = [described["provenance"]["command"], *(["--onnx-images"] if onnx_images else [])]
+        again += [f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+        champion = ending.step(
+            "The detector was exported, and MLflow did not get it",
+            " ".join(again) + workspace_words(workspace),
+            deliver,
+        )
 
     def show() -> None:
         calibration, unsure = described["calibration"], described["unsure"]
         out.print(f"Detector: {folder}", soft_wrap=True)
-        if note := passed_over_note(described["provenance"]):
+        if note := passed_over_note(described["provenance"], workspace):
             out.print(note, markup=False)
         out.print(
             f"Generated from score {unsure['high']['score']:.4g}, real below {unsure['low']['score']:.4g}, unsure "

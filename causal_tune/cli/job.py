@@ -171,7 +171,7 @@ def run_job(
             out.print(f"Detector: {detector_path}", soft_wrap=True)
             for subject, what in calibration_findings(detector.description):
                 out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
-        if note := passed_over_note(provenance):
+        if note := passed_over_note(provenance, workspace):
             out.print(note, markup=False)
         steps = {
             **(

@@ -259,10 +259,17 @@ def tune_command(store: str, workspace: Path, as_json: bool, space: str | None, 
     chosen = load_space(space) if space else study_space(workspace, options["study"], _SPACE)
     result, ui_command = run_tune(workspace=workspace, store=store_path, space=chosen, **options)
 
-    def show() -> None:
+    ending = Ending()
+    ending.add(result.undelivered)
+    again = f"causal-tune leaderboard {result.spec.name}{workspace_words(workspace)}"
+
+    def show_tables() -> None:
         show_winner(result.spec, result.records, result.spec.criterion)
         if result.spec.objectives:
             show_front(result.spec, result.records, most=10)
+
+    def show() -> None:
+        ending.step("The winner's table was not shown", again, show_tables)
         out.print(f"{count_states(result.records)}.")
         out.print(f"Study: {result.path}", soft_wrap=True)
         out.print(f"Compare the trials: {ui_command}", soft_wrap=True)
@@ -281,8 +288,6 @@ def tune_command(store: str, workspace: Path, as_json: bool, space: str | None, 
         "leaderboard": leaderboard_rows(result.spec, result.records, result.spec.criterion),
     }
     emit(as_json, document, show)
-    ending = Ending()
-    ending.add(result.undelivered)
     if num_failed:
         ending.add(
             f"{num_failed} of {len(result.records)} trials failed; the others stand. Their reasons are in "

@@ -138,7 +138,7 @@ def _heads(path: Path) -> list[_Head]:
 def _verdict(heads: Sequence[_Head], unseen: Sequence[str], pairs: Sequence[_Pair]) -> list[str]:
     if not unseen:
         return [
-            "No generator is unseen by all of these studies and judged by each, so no mean compares them fairly: read "
+            "No generator was judged by all of these studies and unseen by each, so no mean compares them fairly: read "
             "the table generator by generator."
         ]
     means = {head.name: _mean_ap(head, unseen) for head in heads}
@@ -244,8 +244,7 @@ def _matrix(heads: Sequence[_Head], generators: Sequence[str], unseen: Sequence[
     counts = [[name, *(_count(head, name) for head in heads)] for name in generators]
     return Section(
         title="Generator by generator",
-        text="† a generator that the head was trained on, ‡ one that it was chosen by: both are out of the mean. "
-        "- is one that its study did not judge.",
+        text="† trained on, ‡ used to choose: both are left out of the mean. -: not judged by that study.",
         tables=[
             Table(
                 name="ap",
@@ -320,8 +319,8 @@ def _pairs(pairs: Sequence[_Pair], unseen: Sequence[str]) -> Section:
     return Section(
         title="Pair by pair",
         text=f"Differences of the mean AP on {', '.join(unseen)}, by the bootstrap over images: paired where both "
-        "studies judged the same index. One training each: the spread over seeds is not in these intervals, and "
-        "`causal-tune finalists` measures it.",
+        "studies judged the same index. One training each: these intervals leave out the spread over seeds, which "
+        "`causal-tune finalists` measures.",
         tables=[
             Table(
                 name="pairs",

@@ -252,13 +252,13 @@ def _features(
         shown["mask_dimensions"] = (
             "Left, every dimension of the mask by its mean, with the middle 90 % of images: a wide band is a mask that "
             "depends on the image. Right, each dimension's mean over real and over generated images: away from the "
-            "line the mask itself tells the classes apart.",
+            "line, the mask itself separates the classes.",
             feature_map.mask_by_dimension(parts.mask, parts.labels),
         )
     shown["features"] = (
         "The same images in two dimensions (t-SNE, each part by itself), as in the paper's Figure 3, which is UMAP. "
-        "Who is near whom can be read off; distances, sizes and gaps between groups cannot, nor how well a part tells "
-        "the classes apart: that is the AP above each, the first of the table of neighbours, 50 % by chance.",
+        "Near neighbours are near here too; distances, sizes and gaps between groups mean nothing. How well a part "
+        "separates the classes is the AP above each, the first of the table of neighbours: 50 % by chance.",
         feature_map.feature_map(parts),
     )
     return [
@@ -315,8 +315,8 @@ def beside_paper(train_generators: Sequence[str], heads: Sequence[OwnHead]) -> l
         Section(
             title="Beside the paper",
             text="What the paper printed for its own head and for others (arXiv 2512.13285), on the generators that "
-            "are here, too. It is a reference and no test: the paper's images, splits and encoder are its own, "
-            "it gives no intervals, and generators are matched by name. Means are of the cells shown.",
+            "this study also has. It is a reference, not a test: the paper's images, splits and encoder differ, it "
+            "gives no intervals, and generators are matched by name. Means are of the cells shown.",
             tables=tables,
         )
     ]
