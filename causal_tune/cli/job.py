@@ -163,6 +163,7 @@ def run_job(
             (one for part in report.sections for one in part.tables if one.name == "robustness"), None
         )
         if withstands:
+            out.print()
             out.print(table("What it withstands: mean AP, %", withstands.columns, withstands.rows))
         out.print()
         if report:
@@ -172,7 +173,7 @@ def run_job(
             for subject, what in calibration_findings(detector.description):
                 out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
         if note := passed_over_note(provenance, workspace):
-            out.print(note, markup=False)
+            out.print(note, soft_wrap=True, markup=False)
         steps = {
             **(
                 {
