@@ -20,6 +20,7 @@ from causal_tune.registry import look_up
 
 __all__ = [
     "CRITERIA",
+    "FEWEST_TO_JUDGE",
     "Criterion",
     "Roles",
     "best",
@@ -143,6 +144,9 @@ _PLAIN: Mapping[str, Criterion] = MappingProxyType(
         ),
     }
 )
+
+FEWEST_TO_JUDGE = 4
+"""Scored trials from which on it can be said whether a criterion tells trials apart."""
 
 _SUFFIX = "_uncollapsed"
 
@@ -414,10 +418,10 @@ def saturated(records: Iterable[TrialRecord], criterion: str, roles: Roles) -> s
     The variance of one set's AP is taken as that of a share of n images, n the smaller class, with Agresti and Coull's
     two added successes and failures ("Approximate is better than exact", The American Statistician 52, 1998): with
     p = (n AP + 2) / (n + 4) it is p (1 - p) / (n + 4), which is not 0 where AP is 1. Coarse, and enough to tell a
-    criterion that ranks trials from one that draws lots. Needs 4 scored trials.
+    criterion that ranks trials from one that draws lots. None, too, for fewer than `FEWEST_TO_JUDGE` scored trials.
     """
     ranked = rank(records, criterion, roles)
-    if len(ranked) < 4:
+    if len(ranked) < FEWEST_TO_JUDGE:
         return None
     top, top_score = ranked[0]
     sets = look_up("criterion", CRITERIA, criterion).sets(top, roles)

@@ -13,7 +13,15 @@ from causal_tune.report.audited import audited
 from causal_tune.report.measured import measured, remembered
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table, over_seeds, percent, signed, with_ends
-from causal_tune.selection import CRITERIA, oracle_gap, rank, saturated, score, undefined_note
+from causal_tune.selection import (
+    CRITERIA,
+    FEWEST_TO_JUDGE,
+    oracle_gap,
+    rank,
+    saturated,
+    score,
+    undefined_note,
+)
 from causal_tune.study.finalists import PROBE, read_finalists
 from causal_tune.study.importance import Importance, importance
 from causal_tune.study.recommended import Chosen, recommended, tuned_probe
@@ -87,9 +95,13 @@ def _verdict(
         second += f" {note}"
     warning = saturated(records, spec.criterion, spec.roles)
     collapsed = sum(record.collapsed is not None for record in records)
-    third = (
-        warning or f"{collapsed} of {len(records)} masks collapsed. The criterion could tell trials apart."
+    few = len(rank(records, spec.criterion, spec.roles)) < FEWEST_TO_JUDGE
+    apart = (
+        f"Fewer than {FEWEST_TO_JUDGE} trials have a score, too few to say whether the criterion tells trials apart."
+        if few
+        else "The criterion could tell trials apart."
     )
+    third = warning or f"{collapsed} of {len(records)} trials have a collapsed mask. {apart}"
     return [first, second, third]
 
 
@@ -286,7 +298,7 @@ def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
                 percent(value),
                 "-" if test is None else percent(test),
                 "-" if gap is None else f"{100 * gap[2]:.2f}",
-                "yes" if warning else "no",
+                "-" if len(ranked) < FEWEST_TO_JUDGE else "yes" if warning else "no",
             ]
         )
     tables = [
