@@ -12,6 +12,7 @@ __all__ = [
     "DiskError",
     "ImageTooLarge",
     "IndexingError",
+    "Interrupted",
     "InvalidConfig",
     "StoreError",
     "StudyError",
@@ -30,7 +31,7 @@ class CausalTuneError(ValueError):
     """Something the user can mend; `str(error)` says how."""
 
     exit_code = 2
-    """2: wrong usage, nothing was done; 1: work was done and ended with failures."""
+    """2: wrong usage, nothing was done; 1: work was done and ended with failures; 130: it was interrupted."""
 
 
 class InvalidConfig(CausalTuneError):
@@ -122,3 +123,9 @@ class WorkFailed(CausalTuneError):
     """Work was done, and ended with failures that the message counts."""
 
     exit_code = 1
+
+
+class Interrupted(CausalTuneError):
+    """Ctrl-C or SIGTERM ended the work; the message says what is kept and how to continue."""
+
+    exit_code = 130

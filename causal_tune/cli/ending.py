@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from causal_tune.errors import CausalTuneError, WorkFailed
+from causal_tune.errors import CausalTuneError, Interrupted, WorkFailed
 
 __all__ = ["Ending"]
 
@@ -29,6 +29,8 @@ class Ending:
         """
         try:
             return action()
+        except Interrupted:
+            raise
         except Exception as error:  # noqa: BLE001  whatever it is, the finished work has to be shown
             self.failed(failed, again, error)
         return None

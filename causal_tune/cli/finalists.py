@@ -13,10 +13,12 @@ import click
 from causal_tune.atomic import write_json
 from causal_tune.cli.ending import Ending
 from causal_tune.cli.output import (
+    Bar,
     emit,
     json_option,
     out,
     percent,
+    progress_bar,
     table,
     under_workspace,
     workspace_option,
@@ -60,6 +62,7 @@ def run_finalists(
     num_seeds: int,
     with_terms: bool,
     ending: Ending,
+    bar: Bar,
     **running: Any,
 ) -> dict[str, Any]:
     """Train the finalists, the probe and the winner's arms, and write `finalists.json`; its content.
@@ -74,8 +77,13 @@ def run_finalists(
     records = Ledger(study_path / "trials").records()
     candidates = candidates_of(spec, records, top)
     collapsed = ahead_collapsed(spec, records, candidates)
+    num_repeats = (len(candidates) + 1) * num_seeds
+    # those of the terms are known for sure when the best is known
+    num_arms = len(terms_of(candidates[0], _default_layer(spec))) * num_seeds if with_terms else 0
+    num_stages = 3 if num_arms else 2
 
-    def study(kind: str, space: SearchSpace, trials: int) -> StudyResult:
+    def study(kind: str, space: SearchSpace, trials: int, begin: int, number: int) -> StudyResult:
+        bar.resize(max(begin + trials, len(records) + num_repeats + num_arms))
         result, _ = run_tune(
             workspace=workspace,
             store=Path(spec.store_path),
@@ -88,12 +96,13 @@ def run_finalists(
             criterion=spec.criterion,
             seed=spec.seed,
             figures=False,  # the report of the study that they belong to has them
+            bar=bar.part(f"stage {number} of {num_stages}", begin),
             **running,
         )
         ending.add(result.undelivered)
         return result
 
-    probe = study(PROBE, probe_space(spec), len(records))
+    probe = study(PROBE, probe_space(spec), len(records), 0, 1)
     ranked = rank(probe.records, spec.criterion, spec.roles)
     if not ranked:
         raise StudyError(
@@ -105,6 +114,8 @@ def run_finalists(
         f"finalists-{_digest(candidates)}",
         repeat_space("finalists", candidates, spec.seed),
         len(candidates) * num_seeds,
+        len(records),
+        2,
     )
     document, trained = compare(
         spec,
@@ -130,6 +141,8 @@ def run_finalists(
                 f"terms-{_digest([best.candidate, *terms])}",
                 repeat_space("terms", terms, spec.seed),
                 len(terms) * num_seeds,
+                len(records) + num_repeats,
+                3,
             )
             gain = gain_over_probe(document, best.candidate.name)
             return compare_terms(spec, best, terms, repeats=(arms.path, arms.spec, arms.records), gain=gain)
@@ -292,15 +305,17 @@ def finalists_command(
     path = under_workspace(workspace, "studies", study)
     spec = read_spec(path)
     ending = Ending()
-    document = run_finalists(
-        path,
-        workspace=workspace,
-        top=top,
-        num_seeds=num_seeds,
-        with_terms=with_terms,
-        ending=ending,
-        **running,
-    )
+    with progress_bar(f"Finalists of {spec.name}", 0, "trainings") as bar:
+        document = run_finalists(
+            path,
+            workspace=workspace,
+            top=top,
+            num_seeds=num_seeds,
+            with_terms=with_terms,
+            ending=ending,
+            bar=bar,
+            **running,
+        )
 
     def show() -> None:
         show_finalists(document, spec.test_generators)

@@ -1,33 +1,27 @@
 """What every command shares: the workspace, `--json`, errors as paragraphs, progress on stderr."""
 
+import io
 import json
 import os
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from causal_tune.atomic import check_target, disk_error
-from causal_tune.errors import CausalTuneError, DiskError, InvalidConfig
+from causal_tune.errors import CausalTuneError, DiskError, Interrupted, InvalidConfig
 from causal_tune.wording import title_of, visible
 
 __all__ = [
@@ -55,7 +49,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class PlainConsole(Console):
-    """Prints text as it is: brackets and colons are no markup, and what no reader sees is written as escapes."""
+    """Prints text as it is: brackets and colons are no markup, and what no reader sees is written as escapes.
+
+    A reader that goes away (`head`, a pager) ends no work.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, markup=False, emoji=False)
@@ -66,6 +63,16 @@ class PlainConsole(Console):
         """The text of a string that is printed, or of a cell or title of a table."""
         return super().render_str(visible(text, keep="\n"), **options)
 
+    def on_broken_pipe(self) -> None:
+        """Called by rich: what else is written has no reader."""
+        _drop(sys.stderr if self.stderr else sys.stdout)
+
+
+def _drop(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
 
 out = PlainConsole()
 err = PlainConsole(stderr=True)
@@ -73,17 +80,23 @@ err = PlainConsole(stderr=True)
 
 @contextmanager
 def errors_as_paragraphs() -> Iterator[None]:
-    """Print a `CausalTuneError`, or what a disk refuses, as one paragraph on stderr and exit with its code."""
+    """Print a `CausalTuneError`, or what a disk refuses, as one paragraph on stderr and exit with its code.
+
+    Ctrl-C exits with 130. Neither a terminal that lacks characters nor a reader that has enough (`head`) is an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
+        sys.stdout.flush()
     except CausalTuneError as error:
         _say(error)
     except KeyboardInterrupt:
-        err.print("\nStopped. The same command continues where this one ended.")
-        sys.exit(130)
+        err.print(Text.assemble(("Stopped", "bold red"), "."))
+        _end(Interrupted.exit_code)
     except BrokenPipeError:
-        # the reader of our output (`head`, a pager) has all that it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         sys.exit(0)
     except OSError as error:
         refused = disk_error(error)
@@ -93,9 +106,20 @@ def errors_as_paragraphs() -> Iterator[None]:
 
 
 def _say(error: CausalTuneError) -> NoReturn:
+    kind = "Stopped: " if isinstance(error, Interrupted) else "Error: "
     words = visible(str(error) + _where_paths_lead(str(error)), keep="\n")
-    err.print(Text.assemble(("Error: ", "bold red"), words), soft_wrap=not err.is_terminal)
-    sys.exit(error.exit_code)
+    err.print(Text.assemble((kind, "bold red"), words), soft_wrap=not err.is_terminal)
+    _end(error.exit_code)
+
+
+def _end(code: int) -> NoReturn:
+    if code == Interrupted.exit_code:  # another Ctrl-C while Ray ends would be a traceback
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(code))
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop(sys.stdout)
+    sys.exit(code)
 
 
 def json_option(command: F) -> F:
@@ -287,60 +311,164 @@ def metrics_rows(sets: Iterable[tuple[str, str, Mapping[str, Any]]]) -> list[lis
     ]
 
 
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
+def clock(seconds: float) -> str:
+    """A duration as minutes and seconds, or hours, minutes and seconds.
+
+    >>> clock(64.2), clock(4005)
+    ('1:04', '1:06:45')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Pace:
+    """How fast units are done, from the moment at which they begin."""
+
+    def __init__(self, unit: str, now: Callable[[], float] = time.monotonic) -> None:
+        self._unit, self._now = unit, now
+        self._started = now()
+        self._begin: tuple[float, int] | None = None
+        self._last = (0.0, 0)
+
+    def tell(self, done: int, *, is_waiting: bool) -> None:
+        """`done` units by now; the time for which it was waiting for something else is none of theirs."""
+        self._last = (self._now(), done)
+        if is_waiting:
+            self._begin = None
+        elif self._begin is None:
+            self._begin = self._last
+
+    def _seconds_each(self) -> float | None:
+        if self._begin is None or self._last[1] <= self._begin[1]:
+            return None
+        return (self._last[0] - self._begin[0]) / (self._last[1] - self._begin[1])
+
+    def rate(self) -> str:
+        """Such as `12.3 images/s`, or `7.4 s/trial` where one takes more than a second; empty until one is done."""
+        each = self._seconds_each()
+        if not each:
+            return ""
+        if each > 1:
+            return f"{each:.{1 if each < 10 else 0}f} s/{self._unit.removesuffix('s')}"
+        return f"{1 / each:.1f} {self._unit}/s"
+
+    def times(self, total: int) -> str:
+        """Elapsed, and behind `<` what remains as far as it is known, such as `0:44<1:07`."""
+        now, each = self._now(), self._seconds_each()
+        elapsed = clock(now - self._started)
+        num_left = total - self._last[1]
+        if each is None or num_left <= 0:
+            return elapsed
+        return f"{elapsed}<{clock(max(0.0, each * num_left - (now - self._last[0])))}"
+
+
+class _PaceColumn(ProgressColumn):
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._pace = pace
 
     def render(self, task: Task) -> Text:
-        """Completed units per second since the first was done."""
-        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else "")
+        """Rate, elapsed and remaining time."""
+        return Text(f"{self._pace.rate()} {self._pace.times(int(task.total or 0))}".strip())
 
 
 class Bar:
-    """One progress bar; off a terminal, a line now and then instead."""
+    """One progress bar, shown from its first word on; off a terminal, a line now and then instead."""
 
-    def __init__(self, progress: Progress | None, description: str, total: int, unit: str) -> None:
-        self._progress = progress
+    def __init__(self, description: str, total: int, unit: str) -> None:
         self._description, self._total, self._unit = visible(description), total, unit
-        self._task = progress.add_task(self._description, total=total) if progress else None
+        self._progress: Progress | None = None
+        self._pace = Pace(unit)
+        self._done = 0
+        self._said = ""  # off a terminal
         self._tenth = -1
+
+    def stage(self, words: str, done: int | None = None) -> None:
+        """What is being done before, between or after the units, `done` of which are there: `starting Ray`."""
+        self._done = self._done if done is None else done
+        self._show(f"{self._description}: {words}", is_waiting=True)
+
+    def resize(self, total: int) -> None:
+        """The total, where it is known only now."""
+        self._total = total
 
     def follow(self, done: int, total: int, note: str = "") -> None:
         """`done` of a total that is known only now."""
-        self._total = total
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, total=total)
+        self.resize(total)
         self.update(done, note)
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total; `note` stands behind the bar."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, completed=done, description=f"{self._description} {note}".strip()
-            )
+        """`done` of the total; `note` stands behind the description."""
+        self._done = done
+        self._show(f"{self._description}: {note}" if note else self._description, is_waiting=False)
+
+    def part(self, name: str, begin: int) -> "Bar":
+        """A bar whose units are some of this one's, from number `begin` on."""
+        return _Part(self, name, begin)
+
+    def close(self) -> None:
+        """Leave what is shown as it is."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _show(self, words: str, *, is_waiting: bool) -> None:
+        self._pace.tell(self._done, is_waiting=is_waiting)
+        if not err.is_interactive:
+            self._print(words, is_waiting)
             return
-        tenth = 10 * done // max(1, self._total)
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+                BarColumn(bar_width=24 if err.width >= 100 else 8),
+                MofNCompleteColumn(),
+                _PaceColumn(self._pace),
+                console=err,
+            )
+            self._progress.add_task(words, total=self._total, completed=self._done)
+            self._progress.start()
+        (task,) = self._progress.task_ids
+        self._progress.update(
+            task, description=words, completed=self._done, total=self._total, refresh=is_waiting
+        )
+
+    def _print(self, words: str, is_waiting: bool) -> None:
+        if is_waiting:
+            if words != self._said:
+                err.print(f"{words}.", markup=False)
+            self._said = words
+            return
+        tenth = 10 * self._done // max(1, self._total)
         if tenth > self._tenth:
             self._tenth = tenth
-            err.print(f"{self._description}: {done:,} of {self._total:,} {self._unit}. {note}".rstrip())
+            note = words.removeprefix(self._description).replace(":", "", 1)
+            err.print(
+                f"{self._description}: {self._done:,} of {self._total:,} {self._unit}.{note}", markup=False
+            )
+
+
+class _Part(Bar):
+    def __init__(self, whole: Bar, name: str, begin: int) -> None:
+        self._whole, self._name, self._begin = whole, name, begin
+
+    def stage(self, words: str, done: int | None = None) -> None:
+        self._whole.stage(f"{self._name}, {words}", None if done is None else self._begin + done)
+
+    def resize(self, total: int) -> None:
+        """Nothing: the whole has a total."""
+
+    def update(self, done: int, note: str = "") -> None:
+        self._whole.update(self._begin + done, f"{self._name}, {note}" if note else self._name)
+
+    def close(self) -> None:
+        """Nothing: it is the whole that is shown."""
 
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str) -> Iterator[Bar]:
-    """A bar on stderr with rate and time left."""
-    if not err.is_terminal:
-        yield Bar(None, description, total, unit)
-        return
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        _Rate(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=err,
-        speed_estimate_period=60,
-    ) as progress:
-        yield Bar(progress, description, total, unit)
+    """A bar on stderr with rate and time left, from the first thing that is told of it; `total` 0: not known yet."""
+    bar = Bar(description, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from causal_tune.cli.ending import Ending
 from causal_tune.cli.help import SectionedCommand
 from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
 from causal_tune.cli.output import (
+    Bar,
     emit,
     err,
     json_option,
@@ -173,12 +175,13 @@ def run_tune(
     tracking_uri: str | None = None,
     address: str | None = None,
     figures: bool = True,
+    bar: Bar | None = None,
     **settings: Any,
 ) -> tuple[StudyResult, str]:
     """Create or continue a study, with a progress bar; the study and the command that opens its MLflow UI.
 
     With `figures` MLflow gets those of its report. What MLflow did not get is in `StudyResult.undelivered`, with the
-    command that delivers it.
+    command that delivers it. `bar` is one of several studies, in the place of its own.
     `settings` are the rest of `make_spec`: sampler, pruner, grace_steps, objectives, layers.
     """
     spec = make_spec(
@@ -198,24 +201,32 @@ def run_tune(
     problems: list[str] = []
     draw = partial(study_figures, path, failed=problems.append) if figures else None
     tracker = study_tracker(path, spec, workspace, tracking_uri, draw=draw)
-    before = rank(Ledger(path / "trials").records(), spec.criterion, spec.roles)
+    records = Ledger(path / "trials").records()
+    numbers = {record.number for record in records}
+    before = rank(records, spec.criterion, spec.roles)
     best_score = before[0][1] if before else None
     num_failed = num_collapsed = 0
-    with progress_bar(f"Study {study}", trials, "trials") as bar:
+    is_missing = any(number not in numbers for number in range(trials))
+    with progress_bar(f"Study {study}", trials, "trials") if bar is None else nullcontext(bar) as shown:
 
         def on_event(event: StudyEvent) -> None:
             nonlocal best_score, num_failed, num_collapsed
-            if event.message:
+            if event.kind == "warning":
                 err.print(f"Warning: {event.message}", markup=False)
             if event.record is not None:
                 value = score(event.record, spec.criterion, spec.roles)
                 best_score = max((item for item in (best_score, value) if item is not None), default=None)
                 num_failed += event.record.failed
                 num_collapsed += event.record.collapsed is not None
+            if not is_missing:
+                return
+            if event.kind == "stage":
+                shown.stage(event.message, event.num_done)
+                return
             note = f"best {spec.criterion} {percent(best_score)}" if best_score is not None else ""
             failed = f", {num_failed} failed" if num_failed else ""
             collapsed = f", {num_collapsed} collapsed" if num_collapsed else ""
-            bar.follow(event.num_done, event.num_trials, note + failed + collapsed)
+            shown.follow(event.num_done, event.num_trials, note + failed + collapsed)
 
         result = run_study(
             spec,
