@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from causal_tune.detector import load_detector
 from causal_tune.errors import IndexingError, InvalidConfig
+from causal_tune.guard import Guard
 from causal_tune.images.index import write_index
 from causal_tune.images.layouts import build_index
 from causal_tune.prediction import image_paths, predict
@@ -146,6 +149,31 @@ def test_formats_hold_the_same(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "scores.parquet").to_pylist() == lines
     for row, line in zip(read_rows(tmp_path / "scores.csv"), lines, strict=True):
         assert row == {name: "" if value is None else str(value) for name, value in line.items()}
+
+
+def test_rows_carry_the_id_and_the_note_of_the_detector(tmp_path: Path) -> None:
+    folder = tmp_path / "detector"
+    shutil.copytree(DETECTOR, folder)
+    description = json.loads((folder / "detector.json").read_text())
+    guard = Guard(max_enlargement=2.0).to_dict()
+    (folder / "detector.json").write_text(json.dumps({**description, "guard": guard}))
+    draw(1, generated=True, size=240).save(tmp_path / "a.png")
+    Image.new("RGB", (300, 300)).save(tmp_path / "b.png")
+    draw(1, generated=True, size=60).save(tmp_path / "c.png")
+    names = [str(tmp_path / f"{name}.png") for name in "abcd"]
+    output = tmp_path / "scores.csv"
+    result = run_cli("predict", folder, *names, "-o", output)
+    assert result.exit_code == 1  # d.png is not there
+    assert "2 unsure because they cannot be judged" in " ".join(result.output.split())
+    assert "each probability is its score" in " ".join(result.output.split())
+    rows = read_rows(output)
+    assert [row["note"].split(":")[0] for row in rows] == ["", "one colour", "too small", ""]
+    assert [row["verdict"] for row in rows][1:] == ["unsure", "unsure", ""]
+    assert {row["model"] for row in rows} == {load_detector(folder).id}
+    assert load_detector(folder).id != load_detector(DETECTOR).id
+    found = json.loads(run_cli("predict", folder, *names[:3], "--json").stdout)
+    assert (found["num_unsure"], found["num_noted"], found["model"]) == (2, 2, load_detector(folder).id)
+    assert [one["note"] for one in found["scores"]] == [row["note"] or None for row in rows[:3]]
 
 
 def test_rows_repeat_where_inputs_do_and_names_need_not_be_utf_8(tmp_path: Path) -> None:

@@ -87,6 +87,11 @@ def predict_command(
     loaded.encoder_description(runtime)  # refuses other weights before any image is read
     for note in loaded.notes:
         err.print(note)
+    if loaded.description["calibration"] is None:
+        err.print(
+            f"{loaded.name} was exported without calibration: each probability is its score, and no verdict is unsure. "
+            "Export it again with this release for both."
+        )
     with progress_bar(f"Scoring with {loaded.name}", len(images), "images") as bar:
 
         def on_progress(progress: ScoreProgress) -> None:
