@@ -164,7 +164,7 @@ def test_rows_carry_the_id_and_the_note_of_the_detector(tmp_path: Path) -> None:
     output = tmp_path / "scores.csv"
     result = run_cli("predict", folder, *names, "-o", output)
     assert result.exit_code == 1  # d.png is not there
-    assert "2 unsure because they cannot be judged" in " ".join(result.output.split())
+    assert "2 unsure (2 cannot be judged), " in " ".join(result.output.split())
     assert "each probability is its score" in " ".join(result.output.split())
     rows = read_rows(output)
     assert [row["note"].split(":")[0] for row in rows] == ["", "one colour", "too small", ""]

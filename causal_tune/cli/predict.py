@@ -157,9 +157,10 @@ def _show(name: str, done: Prediction, shown: Sequence[Scored], output: Path | N
     if done.num_images > len(shown):
         where = f" in {output}" if output else "; -o FILE keeps them all"
         out.print(f"... and {done.num_images - len(shown):,} more{where}.", soft_wrap=True)
-    counts = ", ".join(f"{done.verdicts.get(word, 0):,} {word}" for word in ("generated", UNSURE, "real"))
+    words = {"generated": "generated", UNSURE: UNSURE, "real": "real"}
     if done.num_noted:
-        counts += f" ({done.num_noted:,} unsure because they cannot be judged: see their notes)"
+        words[UNSURE] += f" ({done.num_noted:,} cannot be judged)"
+    counts = ", ".join(f"{done.verdicts.get(verdict, 0):,} {word}" for verdict, word in words.items())
     num_now = done.num_images - done.num_done_before
     before = f", {done.num_done_before:,} by an earlier run" if done.num_done_before else ""
     rate = num_now / done.elapsed_s if done.elapsed_s else 0.0
