@@ -24,7 +24,7 @@ def model_card(description: Mapping[str, Any]) -> str:
     settings = "\n".join(f"- `{key}`: {value}" for key, value in config.items() if reads(config["head"], key))
     return f"""# {markdown_cell(name)}: a detector of generated images
 
-A `{provenance["config"]["head"]}` head on the frozen features of `{encoder["name"]}` (layer `{description["layer"]}`,
+The `{provenance["config"]["head"]}` head on the frozen features of `{encoder["name"]}` (layer `{description["layer"]}`,
 weights {encoder["weights_sha256"][:12]}, preprocessing `{description["preprocessing"]}`). Model id:
 `{model_id(description)}`, which every list of scores and every answer of a server carries.
 

@@ -46,32 +46,30 @@ __all__ = ["audit_command", "show_findings"]
     "train_generators",
     multiple=True,
     callback=names,
-    help="Whose images will train. [default: the splits of the index say what trains and what judges]",
+    help="Generators whose images will train. [default: as the splits of the index say]",
 )
-@click.option(
-    "--decode", is_flag=True, help="Decode every image: reasons of unreadable ones, and near copies."
-)
+@click.option("--decode", is_flag=True, help="Decode every image: finds unreadable files and near copies.")
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0.9, 1),
     default=MIN_COSINE,
     show_default=True,
-    help="Of near copies.",
+    help="Cosine of their features from which images count as near copies.",
 )
 @click.option(
     "--max-compared",
     type=click.IntRange(0),
     default=MAX_COMPARED,
     show_default=True,
-    help="Distinct images above which features are not compared.",
+    help="Skip the comparison of features above this many distinct images.",
 )
-@click.option("--strict", is_flag=True, help="Exit with 1 where there is a finding.")
+@click.option("--strict", is_flag=True, help="Exit with 1 if there are findings.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     callback=writable,
-    help="Folder of audit.json and audit.html.",
+    help="Folder for audit.json and audit.html.",
 )
 @workspace_option
 @json_option
@@ -90,8 +88,8 @@ def audit_command(
 ) -> None:
     """Count the images of INDEX and look for leaks, wrong labels, copies, unreadable files and shortcuts.
 
-    A shortcut is a property of the files, such as their format or size, that tells real from generated without a
-    look at the pixels. INDEX may be a folder or list of images too.
+    A shortcut is a property of the files, such as format or size, that separates real from generated images without
+    looking at the pixels. INDEX can also be a folder or a list of images.
     """
     images = labelled_images(index, layout)
     features = None
@@ -120,8 +118,8 @@ def audit_command(
     emit(as_json, document, show)
     if strict and audit.num_findings:
         raise WorkFailed(
-            f"The audit has {plural(audit.num_findings, 'finding')}; --strict asks for none. Mend them as said above, "
-            "or run without --strict to go on knowing them."
+            f"The audit has {plural(audit.num_findings, 'finding')}; --strict allows none. Fix them as described, "
+            "or run without --strict to continue despite them."
         )
 
 
@@ -132,8 +130,8 @@ def show_findings(audit: Audit, command: str, most: int = 4) -> None:
         return
     for item in found[:most]:
         err.print(Text.assemble(("Audit: ", "bold yellow"), visible(item["what"])), soft_wrap=True)
-    more = f"{len(found) - most:,} more findings, and what" if len(found) > most else "What"
-    err.print(f"  {more} to do about them: {command}", soft_wrap=True, markup=False, highlight=False)
+    more = f"{plural(len(found) - most, 'more finding')}, and what" if len(found) > most else "What"
+    err.print(f"  {more} to do about them: {command}", soft_wrap=True, highlight=False)
 
 
 def _pixels(index: pa.Table) -> Mapping[str, PixelFacts]:

@@ -28,7 +28,7 @@ __all__ = ["compare_command"]
     "--output",
     type=click.Path(path_type=Path),
     callback=writable,
-    help="A folder for page, Markdown, CSV and LaTeX. [default: none is written]",
+    help="A folder for the page, Markdown, CSV and LaTeX. [default: nothing is written]",
 )
 @workspace_option
 @json_option
@@ -47,7 +47,7 @@ def compare_command(studies: Sequence[str], output: Path | None, workspace: Path
         out.print("† trained on, ‡ chosen by")
         if "pairs" in tables:
             pairs = tables["pairs"]
-            out.print(table("Mean AP on what none has seen, points", pairs.columns, pairs.rows))
+            out.print(table("Mean AP on generators unseen by all, points", pairs.columns, pairs.rows))
         for line in report.verdict:
             out.print(line, markup=False)
         if output is not None:

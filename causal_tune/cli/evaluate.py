@@ -45,7 +45,7 @@ __all__ = ["evaluate_command", "evaluate_job"]
 @click.argument("index", type=click.Path(path_type=Path))
 @layout_without_index_option
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
-@runtime_option("that of the training where this machine has it")
+@runtime_option("what training used, if available here")
 @workspace_option
 @json_option
 def evaluate_command(detector: str, index: Path, layout: str | None, workspace: Path, **options: Any) -> None:
@@ -77,7 +77,7 @@ def evaluate_job(*, name: str, question: str) -> click.Command:
     @layout_option
     @choice_options("--sample-seed")
     @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
-    @runtime_option("that of the training where this machine has it")
+    @runtime_option("what training used, if available here")
     @workspace_option
     @json_option
     def command(
@@ -134,16 +134,16 @@ def _evaluate(
             real_below=loaded.unsure[0],
             generated_from=loaded.unsure[1],
         )
-    seen = loaded.description["provenance"]["train_generators"]
 
     def show() -> None:
-        sets = [(name, "trained on" if name in seen else "", values) for name, values in metrics.items()]
+        sets = [(name, _role(name, loaded), values) for name, values in metrics.items()]
         out.print(table(f"{loaded.name} on {index}", METRIC_COLUMNS, metrics_rows(sets)))
         out.print(table("With 95 % intervals over these images", _RANKING, _ranking_rows(metrics)))
         out.print(table("Verdicts", _VERDICTS, _verdict_rows(metrics)))
         out.print(
-            "Percent. TPR: generated images found where 5 % of these real ones are mistaken. ECE: error of the "
-            "calibrated probabilities. False alarms: real images called generated; found: generated ones called so."
+            "Percent. TPR at 5 % FPR: generated images found at the threshold where 5 % of these real images are false "
+            "alarms. ECE: calibration error, in points. False alarms: real images called generated. Found: generated "
+            "images called generated. Missed: generated images called real."
         )
         out.print(describe_extraction(done))
         show_quarantine(done)
@@ -158,6 +158,14 @@ def _evaluate(
     emit(as_json, document, show)
     if done.num_quarantined:
         raise WorkFailed(f"{done.num_quarantined:,} of {done.num_indexed:,} images could not be read.")
+
+
+def _role(generator: str, detector: Detector) -> str:
+    """What a generator was to the detector's study; a dash where it had no part in it."""
+    provenance = detector.description["provenance"]
+    if generator in provenance["train_generators"]:
+        return "trained on"
+    return "chosen by" if generator in provenance.get("val_generators", ()) else "-"
 
 
 _RANKING = ["generator", "AP", "AUC", "TPR at 5 % FPR", "accuracy", "ECE"]

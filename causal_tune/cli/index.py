@@ -25,7 +25,7 @@ from causal_tune.errors import InvalidConfig
 from causal_tune.images.choice import Choice
 from causal_tune.images.index import counts, is_index, origin, read_index, skipped_files, write_index
 from causal_tune.images.layouts import LAYOUTS, build_index
-from causal_tune.wording import visible
+from causal_tune.wording import plural, visible
 
 __all__ = [
     "choice_options",
@@ -85,7 +85,7 @@ layout_option = click.option(
     default="auto",
     show_default=True,
     type=click.Choice(sorted(LAYOUTS)),
-    help="How the images lie on disk.",
+    help="How the images are arranged on disk.",
 )
 
 
@@ -105,7 +105,7 @@ def choice_options(seed: str) -> Callable[[Any], Any]:
         click.option(
             "--limit",
             type=click.IntRange(1),
-            help="A sample of at most N images of each generator and class.",
+            help="Take a random sample of at most N images of each generator and class.",
         ),
         click.option(
             seed,
@@ -113,16 +113,20 @@ def choice_options(seed: str) -> Callable[[Any], Any]:
             type=click.IntRange(0),
             default=0,
             show_default=True,
-            help="Which sample --limit takes.",
+            help="Seed of the sample that --limit takes.",
         ),
-        click.option("--min-side", type=click.IntRange(1), help="Pixels of the shorter side, at least."),
-        click.option("--max-side", type=click.IntRange(1), help="Pixels of the longer side, at most."),
+        click.option(
+            "--min-side", type=click.IntRange(1), help="Leave out images whose shorter side has fewer pixels."
+        ),
+        click.option(
+            "--max-side", type=click.IntRange(1), help="Leave out images whose longer side has more pixels."
+        ),
         click.option(
             "--format",
             "formats",
             multiple=True,
             callback=names,
-            help="JPEG, PNG, ... by content. Comma-separated. [default: all]",
+            help="File formats to take, by content: JPEG, PNG, ... Comma-separated. [default: all]",
         ),
         click.option(
             "--jpeg-quality",
@@ -184,7 +188,7 @@ def counts_table(index: pa.Table) -> list[list[str]]:
 )
 @json_option
 def index_command(roots: tuple[str, ...], layout: str, choice: Choice, output: Path, as_json: bool) -> None:
-    """Make the image index (Parquet) of ROOTS: one row an image, with label, generator, split and hash.
+    """Make the image index (Parquet) of ROOTS: one row per image, with label, generator, split and hash.
 
     A root is a folder, a list of images (CSV or Parquet), or a URI of either such as s3://bucket/GenImage.
     """
@@ -192,9 +196,9 @@ def index_command(roots: tuple[str, ...], layout: str, choice: Choice, output: P
 
     def show() -> None:
         columns = ["generator", "split<", "real", "generated", "unreadable"]
-        out.print(table(f"{index.num_rows:,} images in {output}", columns, counts_table(index)))
+        out.print(table(f"{plural(index.num_rows, 'image')} in {output}", columns, counts_table(index)))
         for what, number in skipped_files(index).items():
-            out.print(f"Left out: {number:,} files ({what}).", markup=False)
+            out.print(f"Left out: {plural(number, 'file')} ({what}).")
         out.print(
             f"Next: causal-tune extract {shlex.quote(str(output))} --encoder vit-b-16-int8", soft_wrap=True
         )

@@ -32,6 +32,7 @@ from causal_tune.selection import (
 )
 from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.verdicts import one_verdict, remedy
+from causal_tune.wording import plural
 
 __all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
 
@@ -108,7 +109,7 @@ def count_states(records: Sequence[TrialRecord]) -> str:
     """
     counts = Counter(record.state for record in records)
     parts = [f"{counts[state]} {word}" for state, word in _STATES.items() if counts[state]]
-    return f"{len(records)} trials" + (f": {', '.join(parts)}" if parts else "")
+    return plural(len(records), "trial") + (f": {', '.join(parts)}" if parts else "")
 
 
 _STATES = {"finished": "finished", "pruned": "pruned", "failed": "failed", "duplicate": "not trained again"}

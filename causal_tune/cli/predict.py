@@ -48,7 +48,7 @@ _MOST_SHOWN = 20
     "--gpus-per-actor", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a fraction."
 )
 @click.option("--address", help="A Ray cluster. [default: $RAY_ADDRESS, or a local Ray]")
-@runtime_option("that of the training where this machine has it")
+@runtime_option("what training used, if available here")
 @workspace_option
 @json_option
 def predict_command(

@@ -79,7 +79,7 @@ _MIN_TOKEN = 16
     help="Seconds after that for requests that have begun.",
 )
 @click.option("--address", help="A Ray cluster for the replicas. Default: a local Ray, or $RAY_ADDRESS.")
-@runtime_option("that of the training where the machine has it")
+@runtime_option("what training used, if available here")
 @workspace_option
 @json_option
 def serve_command(

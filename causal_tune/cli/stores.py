@@ -20,7 +20,7 @@ __all__ = ["stores_command"]
 @json_option
 @click.pass_context
 def stores_command(context: click.Context, workspace: Path, as_json: bool) -> None:
-    """List the feature stores of a workspace; merge them, or remove what nothing needs."""
+    """List the feature stores of a workspace, merge them, or remove those that no study needs."""
     if context.invoked_subcommand is None:
         found = list_stores(workspace)
         emit(as_json, {"stores": [_document(store) for store in found]}, lambda: _show(found, workspace))
@@ -39,7 +39,7 @@ def _document(store: StoreSummary) -> dict[str, object]:
 def _show(stores: list[StoreSummary], workspace: Path) -> None:
     if not stores:
         out.print(
-            f"There is no store in {workspace}. Make one with `causal-tune extract INDEX --encoder NAME`."
+            f"There is no store in {workspace} yet. Make one with `causal-tune extract INDEX --encoder NAME`."
         )
         return
     rows = []
@@ -83,7 +83,7 @@ def megabytes(num_bytes: int) -> str:
 @workspace_option
 @json_option
 def merge(stores: tuple[str, ...], workspace: Path, as_json: bool) -> None:
-    """Make one store of several STORES (names or paths) of the same encoder; nothing is encoded."""
+    """Merge STORES (names or paths) of the same encoder into one; nothing is encoded."""
     merged = merge_stores([under_workspace(workspace, "stores", name) for name in stores], workspace)
     emit(
         as_json,
@@ -93,11 +93,11 @@ def merge(stores: tuple[str, ...], workspace: Path, as_json: bool) -> None:
 
 
 @stores_command.command("gc", epilog="Example: causal-tune stores gc --delete")
-@click.option("--delete", is_flag=True, help="Remove it. Without this it is only listed.")
+@click.option("--delete", is_flag=True, help="Remove them. Without this they are only listed.")
 @workspace_option
 @json_option
 def gc(delete: bool, workspace: Path, as_json: bool) -> None:
-    """List what no study of the workspace needs: stores, beginnings of stores, files that are made again."""
+    """List what no study of the workspace needs: unused stores, unfinished stores, temporary files."""
     # a study that cannot be read stops this: nobody knows what it needs
     specs = [read_spec(path.parent) for path in sorted((workspace / "studies").glob("*/study.json"))]
     found = leftovers(workspace, {spec.store_fingerprint for spec in specs})

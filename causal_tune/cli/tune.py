@@ -49,7 +49,9 @@ def _objectives(ctx: click.Context, param: click.Parameter, values: tuple[str, .
         name, equals, listed = value.partition("=")
         members = [item.strip() for item in listed.split(",") if item.strip()]
         if not equals or not name or not members or name in groups:
-            raise click.BadParameter(f"{value!r} is no new NAME=GENERATORS, such as gans=progan,cyclegan.")
+            raise click.BadParameter(
+                f"{value!r}: expected NAME=GEN1,GEN2 with a name not used before, such as gans=progan,cyclegan."
+            )
         groups[name] = members
     return groups
 

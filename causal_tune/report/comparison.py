@@ -324,7 +324,8 @@ def _pairs(pairs: Sequence[_Pair], unseen: Sequence[str]) -> Section:
         tables=[
             Table(
                 name="pairs",
-                caption=f"In points, with intervals at 95 % shared among the {len(pairs)} pairs.",
+                caption="In points, with 95 % intervals"
+                + (f"; the level is shared among the {len(pairs)} pairs." if len(pairs) > 1 else "."),
                 columns=["pair", "difference", "images<", "better<"],
                 rows=rows,
             )

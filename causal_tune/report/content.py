@@ -68,9 +68,9 @@ def _verdict(
     chosen: Chosen,
 ) -> list[str]:
     config = chosen.record.config
-    what = f"a {config['head']} head on the layer {config['layer']}"
+    what = f"the {config['head']} head on layer {config['layer']}"
     if finalists:
-        first = f"{finalists['verdict']['reason']} What is recommended is {what}."
+        first = f"{finalists['verdict']['reason']} Recommended: {what}."
     else:
         value = score(chosen.record, spec.criterion, spec.roles)
         sound = " without a collapsed mask" if chosen.passed_over else ""

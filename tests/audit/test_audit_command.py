@@ -135,7 +135,7 @@ def test_strict_exits_with_1_on_findings_and_0_without(tmp_path: Path) -> None:
     assert run_cli("audit", bad).exit_code == 0
     result = run_cli("audit", bad, "--strict")
     assert result.exit_code == 1
-    assert "The audit has 1 finding; --strict asks for none" in " ".join(result.output.split())
+    assert "The audit has 1 finding; --strict allows none" in " ".join(result.output.split())
     assert run_cli("audit", good, "--strict").exit_code == 0
 
 
