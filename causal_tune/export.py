@@ -133,7 +133,7 @@ def export_detector(
         **_verdicts(cuts, calibration, fitted, provenance),
         "guard": Guard(max_enlargement=_max_enlargement(spec, store, table)).to_dict(),
         "metrics": _metrics(scored, spec, winner, calibration, cuts),
-        "audit": _audit(table, spec),
+        "audit": _audit(table, store, spec),
         "model_sha256": hashlib.sha256(data).hexdigest(),
         "provenance": {
             "study": spec.name,
@@ -282,11 +282,11 @@ def _max_enlargement(spec: StudySpec, store: FeatureStore, table: pa.Table | Non
     return 2 * max(1.0, preprocessing.crop_size / float(np.quantile(shorter, 0.01)))
 
 
-def _audit(table: pa.Table | None, spec: StudySpec) -> list[dict[str, Any]] | None:
+def _audit(table: pa.Table | None, store: FeatureStore, spec: StudySpec) -> list[dict[str, Any]] | None:
     """Findings of the audit of the images; None where their index is not at hand."""
     if table is None:
         return None
-    audit = audit_index(table, train_generators=spec.train_generators)
+    audit = audit_index(table, store=store, train_generators=spec.train_generators)
     return [
         {"kind": one.kind, "subject": one.subject, "what": one.what}
         for one in audit.findings

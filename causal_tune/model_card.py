@@ -49,10 +49,10 @@ accuse a person, to decide without appeal, or to prove where a single picture co
 
 {_table(description)}
 
-Percent, with 95 % intervals over the images. *AP*: average precision; *TPR*: generated images found where 5 % of that
-set's real ones are mistaken. *False alarms*, *found* and *unsure*: shares of the real, of the generated and of all
-images by verdict. *Chosen by*: generators whose AP chose this trial among the study's and on which it was calibrated,
-so their figures are optimistic. {_perturbed(description)}
+Percent, with 95 % intervals over the images. By the verdicts: *false alarms*, real images called generated; *found*,
+generated images called generated; *unsure*, of all images. By the scores: *AP*, average precision; *TPR*, true-positive
+rate at a false-positive rate of 5 % on that set; *accuracy* at score 0.5. *Chosen by*: generators whose AP chose this
+trial among the study's and on which it was calibrated, so their figures are optimistic. {_perturbed(description)}
 
 ## Where it fails
 
@@ -116,15 +116,16 @@ def _table(description: Mapping[str, Any]) -> str:
     )
     roles = Roles(train_generators=trained_on, val_generators=chosen_by)
     lines = [
-        "| generator | role | AP | TPR | accuracy | false alarms | found | unsure | n real | n generated |",
+        "| generator | role | false alarms | found | unsure | AP | TPR | accuracy | n real | n generated |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     sets = [("validation split", "validation", description["metrics"]["validation"])]
     sets += [(name, roles.role_of(name), one) for name, one in description["metrics"]["generators"].items()]
     for name, role, one in sets:
-        figures = [_with_interval(one, figure) for figure in ("ap", "tpr_at_5_fpr", "accuracy")]
-        figures += [_verdicts(one, "real_as", "false_positives"), _verdicts(one, "generated_as", "found")]
-        figures += [_percent(_unsure(one)), f"{one['num_real']}", f"{one['num_generated']}"]
+        figures = [_verdicts(one, "real_as", "false_positives"), _verdicts(one, "generated_as", "found")]
+        figures += [_percent(_unsure(one))]
+        figures += [_with_interval(one, figure) for figure in ("ap", "tpr_at_5_fpr", "accuracy")]
+        figures += [f"{one['num_real']}", f"{one['num_generated']}"]
         lines.append(f"| {markdown_cell(name)} | {role} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
