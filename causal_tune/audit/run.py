@@ -2,8 +2,9 @@
 
 import re
 import shlex
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,6 +119,15 @@ def audit_index(
 # --- matches ---------------------------------------------------------------------------------------------
 
 
+def _deepest(layers: Iterable[str]) -> str:
+    """The layer in which near copies are looked for: in shallow ones pictures of like textures are as near as copies.
+
+    >>> _deepest(["cls@11", "cls@3", "mean@7"]), _deepest(["cls@11", "proj", "pre"])
+    ('cls@11', 'proj')
+    """
+    return max(layers, key=lambda name: (name == "proj", int(name.partition("@")[2] or sys.maxsize)))
+
+
 def _near(
     index: pa.Table,
     role: NDArray[np.int8],
@@ -156,7 +166,7 @@ def _near(
                 )
             )
         else:
-            layer = "proj" if "proj" in store.layers else next(iter(store.layers))
+            layer = _deepest(store.layers)
             links = near_features(store.features(layer, place), min_cosine)
             group = linked(len(numbers), number[stored[place]][links])[number]
             results.append(
