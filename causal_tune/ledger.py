@@ -13,12 +13,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from causal_tune.atomic import write_json
 from causal_tune.errors import StudyError
 
-__all__ = ["RECORD_FORMAT", "Ledger", "TrialRecord", "trial_id"]
+__all__ = ["RECORD_FORMAT", "Ledger", "TrialRecord", "trial_id", "wrong_kind"]
 
 RECORD_FORMAT = 1
 
@@ -123,9 +124,30 @@ class TrialRecord:
         required = {"number", "id", "state", "config", "seed"}
         if wrong := sorted((values.keys() - known) | (required - values.keys())):
             raise StudyError(f"its fields are not those of a trial record: {', '.join(wrong)}")
+        if (wrong_one := wrong_kind(cls, values)) is not None:
+            raise StudyError(f"its {wrong_one}")
         if values["state"] not in STATES:
             raise StudyError(f"its state is {values['state']!r}; one of {', '.join(STATES)} was expected")
         return cls(**values)
+
+
+def wrong_kind(kind: type, values: Mapping[str, Any]) -> str | None:
+    """The first of a dataclass's fields whose value, from JSON, is of another kind than its annotation says.
+
+    >>> wrong_kind(TrialRecord, {"number": 1, "config": None})
+    'config is None; a dict was expected'
+    """
+    for name, hint in get_type_hints(kind).items():
+        wanted = [
+            get_origin(one) or one for one in (get_args(hint) if isinstance(hint, UnionType) else (hint,))
+        ]
+        allowed = tuple({float: (int, float), tuple: (tuple, list)}.get(one, one) for one in wanted)
+        if name in values and (
+            not isinstance(values[name], allowed) or (isinstance(values[name], bool) and bool not in wanted)
+        ):
+            names = " or ".join(one.__name__.replace("NoneType", "null") for one in wanted)
+            return f"{name} is {repr(values[name])[:60]}; a {names} was expected"
+    return None
 
 
 def non_finite(value: Any, where: str = "") -> str | None:

@@ -193,7 +193,7 @@ def predict(
             if _begin(folder, task) and on_note:
                 on_note(f"{folder} held scores of other images or of another detector; they are made anew.")
             parts = [folder / "parts" / f"{piece:05d}.arrow" for piece in range(-(-len(paths) // _PIECE))]
-            done = {piece: _count(part) for piece, part in enumerate(parts) if part.exists()}
+            done = {piece: _count(part) for piece, part in enumerate(parts) if _is_whole(part)}
             num_done_before = sum(num for num, _ in done.values())
             if output is not None and output.exists() and not done and on_note:
                 on_note(
@@ -292,6 +292,14 @@ def _run(
 def _rows(part: Path) -> pa.Table:
     with pa.memory_map(str(part)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part is there and can be read; one that was damaged since is made anew."""
+    try:
+        return bool(_rows(part).schema.equals(_PART))
+    except (pa.ArrowException, OSError):
+        return False
 
 
 def _count(part: Path) -> tuple[int, int]:

@@ -199,6 +199,8 @@ def read_finalists(study_path: Path, num_trials: int) -> dict[str, Any] | None:
                 f"`causal-tune finalists {study_path.name}` again."
             )
         return document if document["budget"]["search_trials"] == num_trials else None
+    except StudyError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise StudyError(
             f"{path} is damaged ({error}). Delete it and run `causal-tune finalists {study_path.name}` again: "

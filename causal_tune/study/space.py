@@ -50,6 +50,7 @@ class SearchSpace:
     """Of a searched field: the values of other fields with which it is searched; else it has its default."""
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         every = [item.name for item in fields(TrialConfig)]
         searchable = [name for name in every if name != "seed"]
         if not self.distributions:
@@ -82,8 +83,30 @@ class SearchSpace:
             where = "DEFAULTS" if index == 0 else f"ENQUEUED[{index - 1}]"
             try:
                 TrialConfig.from_dict({**self.defaults, "seed": 0, **entry})
-            except (InvalidConfig, UnknownName) as error:
+            except (
+                InvalidConfig,
+                UnknownName,
+                TypeError,
+            ) as error:  # a list where a name belongs has no hash
                 raise self._wrong(f"{where} is no valid configuration: {error}") from error
+
+    def _check_kinds(self) -> None:
+        """That each part is made of what it should be; the rest of the checks relies on it."""
+        if not isinstance(self.enqueued, tuple):
+            raise self._wrong(f"ENQUEUED is {_short(self.enqueued)}; a list of dicts was expected")
+        dicts = {"SPACE": self.distributions, "DEFAULTS": self.defaults, "CONDITIONS": self.conditions}
+        dicts |= {f"ENQUEUED[{index}]": entry for index, entry in enumerate(self.enqueued)}
+        if isinstance(self.conditions, Mapping):
+            dicts |= {f"CONDITIONS[{key!r}]": condition for key, condition in self.conditions.items()}
+        for part, value in dicts.items():
+            if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+                raise self._wrong(f"{part} is {_short(value)}; a dict with names of fields was expected")
+        for key, condition in self.conditions.items():
+            for other, values in condition.items():
+                if not isinstance(values, list | tuple):
+                    raise self._wrong(
+                        f"CONDITIONS[{key!r}][{other!r}] is {_short(values)}; a list of values was expected"
+                    )
 
     def _check_conditions(self) -> None:
         for key, condition in self.conditions.items():
@@ -258,8 +281,13 @@ def contains(distribution: optuna.distributions.BaseDistribution, value: Any) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # off-grid values warn; _contains answers for them
             return bool(distribution._contains(distribution.to_internal_repr(value)))
-    except ValueError:
+    except (ValueError, TypeError):
         return False
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def space_paths() -> dict[str, Path]:
@@ -285,7 +313,7 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
         )
     try:
         values = runpy.run_path(str(path))
-    except Exception as error:  # a user's file can raise anything
+    except (Exception, SystemExit) as error:  # a user's file can raise anything
         raise InvalidConfig(
             f"The search space file {path} cannot be run: {type(error).__name__}: {error}."
         ) from error
@@ -294,12 +322,13 @@ def load_space(name_or_path: str | Path) -> SearchSpace:
             f"The search space file {path} does not define {', '.join(missing)}; copy search_spaces/demo.py "
             "and change it."
         )
+    enqueued = values["ENQUEUED"]
     return SearchSpace(
         name=path.stem,
         question=str(values["QUESTION"]).strip(),
         expected=str(values["EXPECTED"]).strip(),
         distributions=values["SPACE"],
         defaults=values["DEFAULTS"],
-        enqueued=tuple(values["ENQUEUED"]),
+        enqueued=tuple(enqueued) if isinstance(enqueued, list) else enqueued,
         conditions=values.get("CONDITIONS", {}),
     )

@@ -24,6 +24,7 @@ from causal_tune.atomic import write_json
 from causal_tune.errors import InvalidConfig, StudyError
 from causal_tune.features import FeatureStore
 from causal_tune.images.views import is_augmented
+from causal_tune.ledger import wrong_kind
 from causal_tune.selection import Roles, check_objective, default_criterion
 from causal_tune.study.checks import (
     check_classes,
@@ -200,6 +201,10 @@ class StudySpec:
         content = {**_BEFORE, **content}
         if wrong := sorted({item.name for item in fields(cls)} ^ content.keys()):
             raise StudyError(f"its fields are not those of a study: {', '.join(wrong)}")
+        if (wrong_one := wrong_kind(cls, content)) is not None:
+            raise StudyError(f"its {wrong_one}")
+        if lacking := sorted({"name", "question", "expected", *SEARCHED_PARTS[:3]} - content["space"].keys()):
+            raise StudyError(f"its search space lacks {', '.join(lacking)}")
         tuples = {
             key: tuple(value) for key, value in content.items() if key.endswith(("_generators", "_views"))
         }

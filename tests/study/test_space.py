@@ -243,3 +243,39 @@ def test_a_space_without_balance_is_frozen_as_before_there_was_one():
     choice = {"class_balance": CategoricalDistribution(["none", "balanced"])}
     searched = space(distributions=choice, defaults={"class_balance": "none"}, enqueued=())
     assert SearchSpace.from_json(searched.to_json()) == searched
+
+
+PARTS = {
+    "SPACE": "{'p': FloatDistribution(0.05, 0.5)}",
+    "DEFAULTS": "{'p': 0.2}",
+    "ENQUEUED": "[{'p': 0.1}]",
+    "CONDITIONS": "{}",
+}
+
+
+OTHER_KINDS = """None|3|'p'|[]|[1]|[None]|{1: 2}|{'p': None}|{'p': 0.2, 'q': 0}|{'p': {}}|{'p': [[]]}|{'head': []}
+[{'head': []}]|{'p': {'p': 3}}|{'p': {'p': [[]]}}|{'p': {1: []}}|{'p': float('nan')}|print|{'p': FloatDistribution}
+{'seed': IntDistribution(0, 1)}"""
+MEAN_THE_SAME_AS_NOTHING = {("ENQUEUED", "[]"), ("CONDITIONS", "{'p': {}}")}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("value", OTHER_KINDS.replace("\n", "|").split("|"))
+def test_a_part_of_another_kind_is_named(tmp_path, part, value):
+    parts = {**PARTS, part: value}
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from optuna.distributions import FloatDistribution, IntDistribution\nQUESTION = EXPECTED = '?'\n"
+        + "".join(f"{name} = {text}\n" for name, text in parts.items())
+    )
+    if (part, value) in MEAN_THE_SAME_AS_NOTHING:
+        assert load_space(path).name == "mine"
+        return
+    with pytest.raises(InvalidConfig, match=rf"^The search space 'mine' cannot be used: .*{part}"):
+        load_space(path)
+
+
+def test_a_file_that_ends_python_ends_no_command(tmp_path):
+    (tmp_path / "mine.py").write_text("exit()")
+    with pytest.raises(InvalidConfig, match="cannot be run: SystemExit"):
+        load_space(tmp_path / "mine.py")
