@@ -6,12 +6,15 @@ In one run, interleaved so that a noisy machine disturbs all alike, from files t
 
 - `here`: `read_views` of the clean view for each image, and `np.stack`.
 - `isolated`: the same through `causal_tune.images.isolated`, as a decoding task of an extraction does it.
+- `jpeg`: to see that a JPEG holds all of its pixels, `load_jpeg` over Pillow's own `load`, in processor time: of the
+  JPEGs among the images, and of the same pictures made progressive.
 
 `of_here` is isolated over here in processor time of both processes together, which a busy machine changes
 less than the clock; `of_here_wall` is the same by the clock.
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -23,9 +26,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from causal_tune.demo.images import make_images
 from causal_tune.images.isolated import isolated
+from causal_tune.images.jpeg import load_jpeg
 from causal_tune.images.layouts import build_index
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.images.views import read_views
@@ -59,6 +64,32 @@ def measure(decode: object, calls: list[tuple], child: int) -> tuple[float, floa
     return time.perf_counter() - begin, processor_s() - begin_processor
 
 
+def of_pillow(files: list[bytes], rounds: int) -> dict[str, float]:
+    """Milliseconds of processor time a JPEG by Pillow alone, and `load_jpeg` over that; medians."""
+
+    def per_file(load: object) -> float:
+        begin = time.process_time()
+        for data in files:
+            load(data)
+        return 1e3 * (time.process_time() - begin) / len(files)
+
+    both = [
+        (per_file(lambda data: Image.open(io.BytesIO(data)).load()), per_file(load_jpeg))
+        for _ in range(rounds)
+    ]
+    return {
+        "pillow_ms": round(statistics.median(plain for plain, _ in both), 3),
+        "of_pillow": round(statistics.median(checked / plain for plain, checked in both), 3),
+        "num_files": len(files),
+    }
+
+
+def progressive(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(buffer, "JPEG", quality=90, progressive=True)
+    return buffer.getvalue()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,6 +109,8 @@ def main() -> None:
             (path, found, Preprocessing(), ["clean"])
             for path, found in zip(chosen["path"].to_pylist(), sha256, strict=True)
         ]
+        contents = (Path(path).read_bytes() for path, *_ in calls)
+        jpegs = [data for data in contents if data.startswith(b"\xff\xd8\xff")][:100]
         begin = time.perf_counter()
         child = next(isolated(os.getpid, [()]))
         start_s = time.perf_counter() - begin
@@ -100,6 +133,12 @@ def main() -> None:
             name: {"median": round(statistics.median(values), 3), "min": round(min(values), 3)}
             for name, values in per_image.items()
         },
+        "jpeg": {
+            "as_they_are": of_pillow(jpegs, options.rounds),
+            "progressive": of_pillow([progressive(data) for data in jpegs], options.rounds),
+        }
+        if jpegs
+        else None,
         "start_s": round(start_s, 3),
         "num_images": len(calls),
         "rounds": options.rounds,

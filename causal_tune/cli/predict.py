@@ -165,7 +165,7 @@ def _show(name: str, done: Prediction, shown: Sequence[Scored], output: Path | N
     before = f", {done.num_done_before:,} by an earlier run" if done.num_done_before else ""
     rate = num_now / done.elapsed_s if done.elapsed_s else 0.0
     out.print(
-        f"{done.num_images - done.num_unreadable:,} scored: {counts}. {num_now:,} images in {done.elapsed_s:.0f} s "
-        f"({rate:.1f} images/s){before}.",
+        f"{done.num_images - done.num_unreadable:,} scored: {counts}. {plural(num_now, 'image')} in "
+        f"{done.elapsed_s:.0f} s ({rate:.1f} images/s){before}.",
         soft_wrap=True,
     )

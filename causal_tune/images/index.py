@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from causal_tune.atomic import atomic_path
 from causal_tune.errors import IndexingError
 from causal_tune.images.entries import GENERATED, REAL, SPLITS
+from causal_tune.wording import plural
 
 __all__ = [
     "INDEX_SCHEMA",
@@ -204,7 +205,7 @@ def summarise(table: pa.Table) -> str:
     num_unreadable = sum(row.num_unreadable for row in rows)
     num_generators = len(generators(table))
     text = (
-        f"{table.num_rows:,} images of {num_generators} generator{'s' * (num_generators != 1)}: "
+        f"{plural(table.num_rows, 'image')} of {plural(num_generators, 'generator')}: "
         f"{num_real:,} real, {num_generated:,} generated; {num_unreadable:,} unreadable"
     )
     if skipped := skipped_files(table):

@@ -26,6 +26,7 @@ from causal_tune.images.places import Assignment
 from causal_tune.images.tables import LIST_SUFFIXES, is_list
 from causal_tune.images.walk import IMAGE_SUFFIXES, Tree, is_utf8, list_images
 from causal_tune.registry import look_up
+from causal_tune.wording import plural
 
 __all__ = ["LAYOUTS", "SHAPES", "build_index"]
 
@@ -155,8 +156,9 @@ def _check_entries(listing: Listing, layout: str) -> None:
     numbers = Counter((entry.path, entry.generator) for entry in listing.entries)
     if twice := sorted(key for key, number in numbers.items() if number > 1):
         path, generator = twice[0]
+        others = f", and so were {plural(len(twice) - 1, 'other')}" if len(twice) > 1 else ""
         raise IndexingError(
-            f"{path!r} was found twice for the generator {generator!r} (and {len(twice) - 1:,} others were). "
+            f"{path!r} was found twice for the generator {generator!r}{others}. "
             f"Two of the roots are the same, or one lies in another: name each once."
         )
     outside = listing.skipped[_OUTSIDE]
