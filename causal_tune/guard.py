@@ -1,10 +1,11 @@
 """Pictures that cannot be judged: black squares, noise, screenshots and thumbnails get a score too.
 
-A head gives every point of feature space a score, and is as sure far from all data as anywhere. What is looked at here
-is the crop itself, before any encoder: photographs, and what imitates them, have neighbouring pixels that are alike but
-seldom equal. The limits are far from both: docs/detector.md has the shares of photographs, of 13 generators and of
-pictures of other kinds that they take. How far an image lies from the training images in the features was tried too
-and is no guard: in the layers that detectors use, noise and black lie among photographs of other data sets.
+A head gives every point of feature space a score, and is as sure far from all data as anywhere. What is looked at
+here is the crop itself, before any encoder: photographs, and what imitates them, have neighbouring pixels that are
+alike but seldom equal. The limits are far from both: docs/detector.md and `benchmarks/guard.py` have the shares of
+photographs, of 13 generators and of pictures of other kinds that they take. How far an image lies from the training
+images in the features was tried too and is no guard: in deep layers noise and black lie among photographs of other
+data sets.
 """
 
 import math
