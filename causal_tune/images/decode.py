@@ -173,8 +173,8 @@ def decode_upright(data: bytes) -> Image.Image:
 def crop_image(image: Image.Image, preprocessing: Preprocessing = _DEFAULT) -> npt.NDArray[np.uint8]:
     """The centre crop of a picture that Pillow has opened, in any mode: what `decode_crop` makes of its file.
 
-    Two things need the file itself: whether a JPEG holds all of its pixels, and the colour key of a PNG with 2, 4 or
-    three times 16 bits a pixel.
+    Two things that need the file itself are not done: to see whether a JPEG is complete, and to find the pixels of
+    a PNG's colour key where samples have 2 or 4 bits, or where there are three of 16.
 
     >>> crop_image(Image.new("L", (300, 260))).shape
     (224, 224, 3)

@@ -43,7 +43,8 @@ _OTHER = b"\x5a\x31\x0f" * 64
 """Bytes of which a decoder makes pixels of some contrast."""
 
 _TOLERATED = 64
-"""Bytes, padding apart, that may be left over behind the last pixel: some cameras write a few."""
+"""Bytes that may be left over behind the last pixel, padding apart: some cameras write a few. So many zero bytes of
+padding are decoded."""
 
 _ZEROS = bytes(512)
 """A lost sector of a disk, where zero bits do not stand for flat blocks."""
