@@ -87,6 +87,7 @@ def load_jpeg(data: bytes) -> JpegImageFile:
 
 def _load(data: bytes) -> JpegImageFile:
     image = JpegImageFile(io.BytesIO(data), "")
+    image.decodermaxblock = len(data)  # arithmetic coding is decoded only from data that are all there
     image.load()
     return image
 

@@ -2,6 +2,8 @@
 
 import io
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -206,3 +208,13 @@ def test_scans_of_one_component_each():
     for number in range(3):
         shorter = [one[: len(one) // 2] if i == number else one for i, one in enumerate(scans)]
         assert reason_of(start + b"".join(shorter) + END).startswith("truncated JPEG")
+
+
+@pytest.mark.skipif(shutil.which("jpegtran") is None, reason="Pillow writes no arithmetic coding")
+@pytest.mark.parametrize("options", [[], ["-progressive"]])
+def test_arithmetic_coding(options):
+    huffman = encode(Image.fromarray(noise(400, 400)), "JPEG")
+    command = ["jpegtran", "-arithmetic", *options]
+    coded = subprocess.run(command, input=huffman, capture_output=True, check=True).stdout
+    assert len(coded) > 2**16  # what Pillow reads at once
+    assert np.array_equal(pixels(coded), pixels(huffman))
