@@ -196,6 +196,8 @@ def test_evaluate_agrees_with_the_trial_and_encodes_nothing_again(finished: Fini
     auc = document["generators"]["gamma"]["auc"]
     assert f"{100 * auc:.1f} [" in shown
     assert "false alarms" in shown
+    assert "trained on" in next(line for line in shown.splitlines() if line.strip().startswith("alpha"))
+    assert "chosen by" in next(line for line in shown.splitlines() if line.strip().startswith("beta"))
 
 
 def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path, ray_local: None) -> None:

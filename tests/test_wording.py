@@ -4,7 +4,9 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +22,8 @@ from causal_tune.report.page import html_page, markdown_page
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table
 from causal_tune.resampling import Scored
+from causal_tune.study.spec import read_spec
+from causal_tune.tracking.content import study_page
 from causal_tune.wording import html, latex, markdown, shortened, visible
 
 HOSTILE = [
@@ -150,6 +154,45 @@ def test_a_report_has_no_element_that_a_name_made(name: str) -> None:
     assert not HIDDEN.search(page)
     rendered = read(RENDERER.render(markdown_page(report)))
     assert rendered.tags <= set(["h1", "h2", "p", "pre", "code", "table", "thead", "tbody", "tr", "th", "td"])
+
+
+NUMBERS = [f"{number}.5 [{number}.1, {number}.9]" for number in range(10, 22)]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 320])
+def test_a_table_that_is_too_wide_goes_on_below_and_breaks_nothing(width: int) -> None:
+    heads = [f"measure{place}" for place in range(len(NUMBERS))]
+    names = ["00004-2cbeddd6", "val_generators"]
+    rows = [[name, *NUMBERS, "some words of text that may wrap"] for name in names]
+    text = shown_in_terminal("Title of it all", ["trial", *heads, "note<"], rows, width)
+    lines = text.splitlines()
+    assert lines[0] == "Title of it all"
+    assert max(cell_len(line.rstrip()) for line in lines) <= width
+    for name in names:  # every part begins with the name of the row
+        assert sum(line.split()[:1] == [name] for line in lines) == sum("trial" in line for line in lines)
+    for number in NUMBERS:
+        assert sum(number in line for line in lines) == len(names)
+    assert set(heads) <= set(text.split())
+    assert (sum("trial" in line for line in lines) == 1) == (width == 320)
+
+
+def test_a_path_wider_than_the_screen_goes_on_in_the_next_line() -> None:
+    path = "/data/" + "/".join(f"folder{number}" for number in range(30)) + "/image.jpg"
+    text = shown_in_terminal("Scores", ["path", "score"], [[path, "0.5000"]], 80)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert path in "".join(line.split()[0] for line in lines if line)
+    assert any(line.endswith("0.5000") for line in lines)
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if "\udce9" not in name])
+def test_the_page_of_mlflow_has_no_element_that_a_name_made(name: str) -> None:
+    stored = Path(__file__).parent / "stored" / "study-format-1"
+    spec = replace(read_spec(stored), train_generators=(name,), val_generators=(name,))
+    page = study_page(spec, None, verdict=f"A tie of {name}.")
+    found = read(RENDERER.render(page))
+    assert found.tags <= set(["p", "strong", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"])
+    assert plain(name) in {" ".join(cell.split()) for cell in found.cells}
 
 
 def test_a_figure_shows_a_name_as_it_is() -> None:

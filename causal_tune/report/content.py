@@ -11,6 +11,7 @@ from causal_tune.report import figures
 from causal_tune.report.ablation import ablation
 from causal_tune.report.audited import audited
 from causal_tune.report.measured import measured, remembered
+from causal_tune.report.recipe import recipe
 from causal_tune.report.section import Report, Section
 from causal_tune.report.tables import Table, over_seeds, percent, signed, with_ends
 from causal_tune.selection import (
@@ -54,7 +55,7 @@ def build(study_path: Path, index: Path | None = None) -> Report:
         *([_importance(spec, records, found)] if (found := importance(records, spec)) else []),
         _criteria(spec, records),
         *([audited(spec, store, index)] if store else []),
-        _recipe(store, spec, records, finalists),
+        recipe(store, spec, records, finalists, index),
     ]
     return Report(
         title=f"Study {spec.name}", verdict=_verdict(spec, records, finalists, chosen), sections=sections
@@ -329,56 +330,4 @@ def _criteria(spec: StudySpec, records: Sequence[TrialRecord]) -> Section:
         text=f"The study chose by {spec.criterion}: {CRITERIA[spec.criterion].summary}.",
         tables=tables,
         figures=shown,
-    )
-
-
-def _recipe(
-    store: FeatureStore | None,
-    spec: StudySpec,
-    records: Sequence[TrialRecord],
-    finalists: Mapping[str, Any] | None,
-) -> Section:
-    made_of, layers, facts = "ENCODER", "LAYERS", [["store", spec.store_fingerprint]]
-    if store:
-        encoder = store.description["encoder"]
-        made_of, layers = encoder["name"], ",".join(store.layers)
-        facts += [
-            ["index, sha256", store.description["index_sha256"]],
-            [
-                "encoder",
-                f"{made_of}, weights {encoder['weights_sha256']}" if "weights_sha256" in encoder else "?",
-            ],
-            ["preprocessing", str(store.description["preprocessing"])],
-            ["images", str(store.description["num_stored"])],
-        ]
-    code = [
-        f"causal-tune extract INDEX --encoder {made_of} --layers {layers}",
-        spec.command(f"stores/{spec.store_fingerprint}", len(records)),
-        *([finalists["command"]] if finalists else []),
-        f"causal-tune report {spec.name} -o DIR",
-    ]
-    spent = sum(record.timings.get("trial_s", 0.0) for record in records)
-    facts += [
-        ["search space, sha256", spec.space_sha256],
-        ["seed of the study", str(spec.seed)],
-        ["time of all trials", f"{spent:.0f} s"],
-        *([name, found] for name, found in sorted(spec.versions.items())),
-    ]
-    return Section(
-        title="Reproduce",
-        text="The commands in order; "
-        + (
-            "INDEX is the index whose hash stands below."
-            if store
-            else "the store is gone, and with it the record of the images, encoder and layers that it was made from."
-        ),
-        code="\n".join(code),
-        tables=[
-            Table(
-                name="provenance",
-                caption="Inputs of the figures.",
-                columns=["what", "value<"],
-                rows=facts,
-            )
-        ],
     )

@@ -142,9 +142,14 @@ def study_page(
         command = f"causal-tune finalists {part_of}"
     else:  # an option a line: a long one would widen the page
         command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")
-    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {command}"]
+    lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {_in_code(command)}"]
     page = "\n".join(lines) + (_GALLERY + figures if figures else "")
     return page if len(page) <= _MAX_PAGE else page[:_MAX_PAGE].rpartition("\n\n")[0]
+
+
+def _in_code(command: str) -> str:
+    """A command as lines of a block of code, whatever its words hold."""
+    return visible(command, keep="\n").replace("\n", "\n    ")
 
 
 def gallery(run_id: str, figures: Figures) -> str:
