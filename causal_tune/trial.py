@@ -64,9 +64,9 @@ class TrialConfig:
     views: int = 0
     """Augmented views of each training image that train beside it, of those that the store has; >= 0."""
     lambda1: float = 1e-4
-    """Weight of the mask's L1 norm, summed over dimensions, Eq. (10); >= 0, sound in 1e-5..1e-2."""
+    """Weight of the mask's L1 norm, summed over dimensions, Eq. (10); >= 0, sound in 3e-5..1e-3."""
     lambda2: float = 10.0
-    """Weight of the HSIC independence term, Eq. (10); >= 0."""
+    """Weight of the HSIC independence term, Eq. (10); >= 0, sound in 0.1..10: above some 1e5 lambda1 masks open."""
     alpha: float = 0.1
     """Weight of the adversary in what the mask minimises, Eq. (13); >= 0."""
     beta: float = 1.0

@@ -15,8 +15,8 @@ mask_bias, a larger lambda1) show first in the number of collapsed trials.
 """
 
 SPACE = {
-    "lambda1": FloatDistribution(1e-5, 1e-2, log=True),
-    "lambda2": FloatDistribution(1e-1, 1e3, log=True),
+    "lambda1": FloatDistribution(3e-5, 1e-3, log=True),
+    "lambda2": FloatDistribution(1e-1, 1e1, log=True),
     "alpha": FloatDistribution(1e-2, 1.0, log=True),
     "beta": FloatDistribution(1e-2, 1e1, log=True),
     "tau": FloatDistribution(0.1, 2.0, log=True),
@@ -33,7 +33,7 @@ SPACE = {
     "rescale": CategoricalDistribution([False, True]),
     "normalisation": CategoricalDistribution(["none", "l2", "standardised"]),
     "learning_rate": FloatDistribution(1e-4, 3e-3, log=True),
-    # `hsic="normalised"` and `sparsity="mean"` want other ranges of lambda2 (0.001..10) and lambda1 (0.001..1):
+    # `hsic="normalised"` and `sparsity="mean"` want other ranges of lambda2 (0.001..10) and lambda1 (0.01..1):
     # set them in DEFAULTS of a copy of this file, with such ranges.
 }
 

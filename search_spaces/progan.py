@@ -14,8 +14,8 @@ configuration and cannot rank them: name at least one diffusion model among --va
 """
 
 SPACE = {
-    "lambda1": FloatDistribution(1e-5, 1e-2, log=True),  # summed L1; below, masks collapse to all ones
-    "lambda2": FloatDistribution(1e-1, 1e3, log=True),
+    "lambda1": FloatDistribution(3e-5, 1e-3, log=True),  # summed L1
+    "lambda2": FloatDistribution(1e-1, 1e1, log=True),
     "alpha": FloatDistribution(1e-2, 1.0, log=True),
     "beta": FloatDistribution(1e-2, 1e1, log=True),
     "tau": FloatDistribution(0.1, 2.0, log=True),

@@ -22,8 +22,8 @@ def run(*words):
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-def test_every_head_has_a_search_space_that_tries_it_on_the_asked_layer(head):
-    space = _space(head, "cls@7")
+def test_every_head_has_a_search_space_that_tries_it_on_the_asked_layer(head, tmp_path):
+    space = _space(head, "cls@7", tmp_path, "new")
     assert space.defaults["layer"] == "cls@7"
     assert space.defaults["head"] == head
     assert all(entry.get("head", head) == head for entry in space.enqueued)

@@ -358,7 +358,7 @@ def normalised_hsic(
 HSIC_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor, torch.dtype | None], Tensor]] = MappingProxyType(
     {"biased": hsic, "unbiased": unbiased_hsic, "normalised": normalised_hsic}
 )
-"""Estimators of the HSIC term of Eq. (10); sound weights are 0.1..1000, and 0.001..10 for `normalised`."""
+"""Estimators of the HSIC term of Eq. (10); sound weights are 0.1..10, and 0.001..10 for `normalised`."""
 
 
 def _kernel(x: Float[Tensor, "n d"], products: torch.dtype | None) -> Float[Tensor, "n n"]:

@@ -34,7 +34,7 @@ from causal_tune.selection import rank
 from causal_tune.study.checks import check_roles
 from causal_tune.study.run import StudyResult
 from causal_tune.study.space import SearchSpace, load_space
-from causal_tune.study.spec import study_path
+from causal_tune.study.spec import study_path, study_space
 
 __all__ = ["heads_job", "summarise"]
 
@@ -42,14 +42,13 @@ _SPACE_OF = {"causal": "sd14"}
 """Search space of a head, where it is not called like the head."""
 
 
-def _space(head: str, layer: str) -> SearchSpace:
-    """The head's search space on one layer, without the baselines of other heads: those have rows of their own."""
+def _space(head: str, layer: str, workspace: Path, study: str) -> SearchSpace:
+    """What `study` searches on one layer; a new one the head's search space without the baselines of other heads:
+    those have rows of their own."""
     space = load_space(_SPACE_OF.get(head, head))
-    return replace(
-        space,
-        defaults={**space.defaults, "head": head, "layer": layer},
-        enqueued=tuple(entry for entry in space.enqueued if entry.get("head", head) == head),
-    )
+    own = replace(space, enqueued=tuple(one for one in space.enqueued if one.get("head", head) == head))
+    found = study_space(workspace, study, own)
+    return replace(found, defaults={**found.defaults, "head": head, "layer": layer})
 
 
 def summarise(result: StudyResult) -> dict[str, Any]:
@@ -196,7 +195,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                         workspace=workspace,
                         store=done.store.path,
                         study=f"{study}-{head}",
-                        space=_space(head, chosen),
+                        space=_space(head, chosen, workspace, f"{study}-{head}"),
                         **options,
                     )
                 except WorkFailed as error:  # stopped, or no room: that ends the others too, and is told last

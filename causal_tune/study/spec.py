@@ -241,10 +241,12 @@ def read_spec(path: Path) -> StudySpec:
         ) from error
 
 
-def study_space(workspace: Path | str, name: str, default: str) -> SearchSpace:
-    """What a study searches: the frozen space where the study exists, else the space that is called `default`."""
+def study_space(workspace: Path | str, name: str, default: str | SearchSpace) -> SearchSpace:
+    """What a study searches: the frozen space where the study exists, else `default`, a space or its name."""
     path = study_path(workspace, name)
-    return read_spec(path).search_space() if (path / "study.json").exists() else load_space(default)
+    if (path / "study.json").exists():
+        return read_spec(path).search_space()
+    return default if isinstance(default, SearchSpace) else load_space(default)
 
 
 def freeze(spec: StudySpec, workspace: Path | str, *, write: bool = True) -> StudySpec:
