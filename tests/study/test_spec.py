@@ -27,6 +27,7 @@ from causal_tune.study.spec import (
     study_space,
 )
 from causal_tune.study.suggestion import Suggester
+from causal_tune.study.worker import run_trial, train_on_store
 
 GROUPS = {"gans": ["cyclegan"], "diffusion": ["glide"]}
 
@@ -80,6 +81,13 @@ def test_a_study_from_before_balanced_classes_continues_without_them(workspace):
     suggester = Suggester(again.search_space(), sampler="random", seed=0, window=1)
     assert suggester.suggest(0, {}, {})["class_balance"] == "none"
     assert spec.space["defaults"]["class_balance"] == "balanced"
+
+
+def test_a_new_study_trains_with_balanced_classes(workspace):
+    spec = spec_of(workspace, name="balanced")
+    config = Suggester(spec.search_space(), sampler="random", seed=0, window=1).suggest(0, {}, {})
+    record, _ = run_trial(spec, 0, config, train_on_store)
+    assert record.head_config["class_balance"] == record.config["class_balance"] == "balanced"
 
 
 def test_a_study_goes_on_with_the_space_that_it_has(workspace):
