@@ -1,6 +1,8 @@
 """An audit as one HTML page: no script, no network, readable in light and dark."""
 
-from collections.abc import Iterable, Sequence
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from causal_tune import __version__
 from causal_tune.audit.findings import Audit, Finding, ImageRef
@@ -24,8 +26,13 @@ article.finding { border-color: var(--bad); }
 article h3 { font-size: .9rem; margin: 0; color: var(--note); }
 article.finding h3 { color: var(--bad); }
 article p { margin: .3rem 0; overflow-wrap: anywhere; } code { overflow-wrap: anywhere; }
+.shots { display: flex; flex-wrap: wrap; gap: .6rem; margin: .3rem 0 .8rem; } .shots img { max-height: 8rem; }
 summary { cursor: pointer; color: var(--soft); } details ul { margin: .3rem 0; padding-left: 1.2rem; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; background:
+  linear-gradient(to right, var(--back) 40%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--back) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, rgb(0 0 0 / 25%), transparent) left / .8rem 100% no-repeat,
+  linear-gradient(to left, rgb(0 0 0 / 25%), transparent) right / .8rem 100% no-repeat; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -51,8 +58,11 @@ _KINDS = {
 }
 
 
-def html_page(audit: Audit, source: str) -> str:
-    """The page of an audit of `source` (a path, as given); every text from outside is escaped."""
+def html_page(audit: Audit, source: str, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """The page of an audit of `source` (a path, as given); every text from outside is escaped.
+
+    `pictures` are JPEGs of examples, by path.
+    """
     findings = [item for item in audit.findings if item.severity == "finding"]
     notes = [item for item in audit.findings if item.severity == "note"]
     trains = (
@@ -91,9 +101,9 @@ def html_page(audit: Audit, source: str) -> str:
         f'<p class="lead">{plural(audit.num_images, "image")}. {trains}</p>',
         f'<p class="verdict">{plural(len(findings), "finding")}, {plural(len(notes), "note")}.</p>',
         *(["<h2>Findings</h2>"] if findings else []),
-        *map(_article, findings),
+        *(_article(item, pictures) for item in findings),
         *(["<h2>Notes</h2>"] if notes else []),
-        *map(_article, notes),
+        *(_article(item, pictures) for item in notes),
         "<h2>Images</h2>",
         _table(
             "", ["generator", "split", "class", "format", "images"], _escaped(count_rows(audit)), num_text=4
@@ -124,10 +134,13 @@ def html_page(audit: Audit, source: str) -> str:
     )
 
 
-def _article(item: Finding) -> str:
+def _article(item: Finding, pictures: Mapping[str, bytes]) -> str:
     examples = ""
     if item.examples:
-        groups = "".join(f"<li>{' = '.join(map(_reference, group))}</li>" for group in item.examples)
+        groups = "".join(
+            f"<li>{' = '.join(map(_reference, group))}{_shown(group, pictures)}</li>"
+            for group in item.examples
+        )
         examples = f"<details><summary>Examples</summary><ul>{groups}</ul></details>"
     title = _KINDS[item.kind] + (f": {html(item.subject)}" if item.subject else "")
     return (
@@ -140,6 +153,16 @@ def _reference(item: ImageRef) -> str:
     kind = "generated" if item.label else "real"
     split = f"/{item.split}" if item.split else ""
     return f"<code>{html(item.path)}</code> ({html(item.generator)}{html(split)}, {kind})"
+
+
+def _shown(group: Sequence[ImageRef], pictures: Mapping[str, bytes]) -> str:
+    shots = [
+        f'<img alt="{html(one.path)}" title="{html(one.path)}" '
+        f'src="data:image/jpeg;base64,{base64.b64encode(pictures[one.path]).decode()}">'
+        for one in group
+        if one.path in pictures
+    ]
+    return f"<div class=shots>{''.join(shots)}</div>" if shots else ""
 
 
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], num_text: int = 1) -> str:

@@ -10,6 +10,7 @@ from rich.text import Text
 from causal_tune.atomic import write_json, write_text
 from causal_tune.audit.findings import Audit, ImageRef, audit_summary
 from causal_tune.audit.page import html_page
+from causal_tune.audit.pictures import example_pictures
 from causal_tune.audit.pixels import PixelFacts, read_all_pixels
 from causal_tune.audit.run import MAX_COMPARED, MIN_COSINE, audit_index
 from causal_tune.audit.words import count_rows, method_name, number_text, score_rows
@@ -108,7 +109,7 @@ def audit_command(
     document = audit.to_document(str(index))
     if output is not None:
         write_json(output / "audit.json", document)
-        write_text(output / "audit.html", html_page(audit, str(index)))
+        write_text(output / "audit.html", html_page(audit, str(index), example_pictures(audit)))
 
     def show() -> None:
         _show(audit)

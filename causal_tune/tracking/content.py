@@ -141,7 +141,7 @@ def study_page(
     if part_of:
         command = f"causal-tune finalists {part_of}"
     else:  # an option a line: a long one would widen the page
-        command = spec.command(spec.store_path, "N").replace(" --", " \\\n        --")
+        command = spec.command(spec.store_path, "N").replace(" --", " \\\n    --")
     lines += ["", f"Store `{spec.store_fingerprint}`. Again, or longer:", "", f"    {_in_code(command)}"]
     page = "\n".join(lines) + (_GALLERY + figures if figures else "")
     return page if len(page) <= _MAX_PAGE else page[:_MAX_PAGE].rpartition("\n\n")[0]

@@ -1,5 +1,7 @@
 """The command on images of its own making: what it prints, writes, and ends with."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -103,7 +105,7 @@ class _Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -119,10 +121,27 @@ def test_the_page_is_whole_self_contained_and_escapes_names(written: Path) -> No
     page.feed(text)
     assert page.open == []
     assert HOSTILE in page.words
-    assert not {"img", "script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    assert not [
-        name for _, attributes in page.tags for name in attributes if name in ("src", "href", "onerror")
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    sources = [
+        attributes[name]
+        for _, attributes in page.tags
+        for name in attributes
+        if name in ("src", "href", "onerror")
     ]
+    assert len(sources) == len(pictures) > 0
+    named = {
+        image["path"]
+        for item in json.loads((written / "audit.json").read_text())["findings"]
+        for group in item["examples"]
+        for image in group
+    }
+    assert {one["alt"] for one in pictures} <= named
+    for source in sources:
+        head, _, data = source.partition(",")
+        assert head == "data:image/jpeg;base64"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert max(picture.size) <= 160
     assert "http" not in text
     for item in json.loads((written / "audit.json").read_text())["findings"]:
         assert item["what"].replace("`", "") in page.words
