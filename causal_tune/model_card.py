@@ -10,6 +10,7 @@ from causal_tune.guard import Guard
 from causal_tune.heads import reads
 from causal_tune.images.preprocessing import Preprocessing
 from causal_tune.selection import Roles
+from causal_tune.study.verdicts import FEW
 from causal_tune.wording import inline_markdown, markdown_cell
 
 __all__ = ["calibration_findings", "failures", "model_card"]
@@ -160,6 +161,15 @@ def calibration_findings(description: Mapping[str, Any]) -> list[tuple[str, str]
                     f"{side} images can promise no less than {100 * bound:.3g} %. {images_needed(wished)} are needed.",
                 )
             )
+    if threshold["tpr"] < FEW:
+        found.append(
+            (
+                "threshold",
+                f"{_percent(threshold['tpr'])} % of the {calibration['num_generated']} generated images that set it "
+                "reach it, so hardly anything is called generated. Allow more false alarms with --fpr, or train on "
+                "more images.",
+            )
+        )
     before, after = (round(100 * calibration[f"ece_{when}"], 1) for when in ("before", "after"))
     if after > before:
         found.append(

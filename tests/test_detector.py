@@ -233,6 +233,22 @@ def test_a_rate_that_the_images_cannot_promise_is_said(finished: Finished, tmp_p
     assert not [one for one in calibration_findings(usual) if one[0] == "threshold"]
 
 
+def test_a_threshold_that_hardly_any_generated_image_reaches_is_said() -> None:
+    def findings(tpr: float) -> list[tuple[str, str]]:
+        return calibration_findings(
+            {
+                "calibration": {"num_real": 99, "num_generated": 40, "ece_before": 0.1, "ece_after": 0.1},
+                "threshold": {"wished_fpr": 0.05, "promised_fpr": 0.05, "tpr": tpr},
+                "unsure": {"promised_miss_rate": 0.05},
+            }
+        )
+
+    ((subject, said),) = findings(0.025)
+    assert subject == "threshold"
+    assert said.startswith("2.5 % of the 40 generated images that set it reach it")
+    assert findings(0.5) == []
+
+
 def test_a_calibration_that_does_not_help_is_said(finished: Finished) -> None:
     description = load_detector(finished.detector).description
     for after, number in ((0.09, 1), (0.08, 0), (0.07, 0)):
