@@ -57,6 +57,7 @@ th:first-child, td:first-child { padding-left: 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.6rem 2.4rem; align-items: flex-end; margin: 1.4rem 0; }
 .figures figure { margin: 0; width: var(--width); max-width: 100%; overflow-x: auto; }
 .figures svg { display: block; width: 100%; height: auto; min-width: calc(.72 * var(--width)); }
+.figures .hint { flex-basis: 100%; margin: 0 0 -1.2rem; }
 .shots { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.3rem, 1fr)); gap: .9rem;
   margin: .6rem 0 1.4rem; }
 .shots figure { margin: 0; min-width: 0; } .shots img, .none { width: 100%; aspect-ratio: 1; border-radius: 4px;
@@ -74,6 +75,8 @@ footer { margin-top: 3rem; }
 
 _PIXELS_OF_A_POINT = 1.5
 """Of figures: their text is as large as that of tables."""
+_LEAST = 0.72
+"""To what a narrow screen shrinks a figure; what is still wider scrolls."""
 
 
 def html_page(report: Report) -> str:
@@ -110,8 +113,13 @@ def _html_section(section: Section, place: int) -> str:
 
 
 def _html_figure(caption: str, drawing: Drawing) -> str:
-    size = f"--width: {_PIXELS_OF_A_POINT * drawing.width:.0f}px"
-    return f'<figure style="{size}">{drawing.svg}<figcaption>{inline_html(caption)}</figcaption></figure>'
+    width = _PIXELS_OF_A_POINT * drawing.width
+    breadth = sum(_LEAST * width > pixels for pixels in (360, 660))
+    hint = f"<p class='hint w{breadth}'>The figure scrolls sideways &#8594;</p>" if breadth else ""
+    return (
+        f'{hint}<figure style="--width: {width:.0f}px">{drawing.svg}'
+        f"<figcaption>{inline_html(caption)}</figcaption></figure>"
+    )
 
 
 def _html_picture(picture: Picture) -> str:
