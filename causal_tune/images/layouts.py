@@ -183,11 +183,11 @@ def _check_classes(entries: Sequence[Entry], how: str, also: str, layout: str | 
     if not seen:
         raise IndexingError(f"No image is {how}{also}. A detector needs real and generated ones: {step}.")
     names = ", ".join(f"{name} ({_class_name(both)})" for name, both in sorted(labels.items())[:8])
+    step = f"A generator needs real images to be compared with: {step}"
     if alike := _alike(labels):
         step = f"{' and '.join(alike[0])} differ only in case: if they are one generator, write them alike"
     raise IndexingError(
-        f"Each of the {len(labels):,} generators {how} has images of one class only: {names}{also}. A generator "
-        f"needs real images to be compared with: {step}."
+        f"Each of the {len(labels):,} generators {how} has images of one class only: {names}{also}. {step}."
     )
 
 
