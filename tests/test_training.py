@@ -132,9 +132,7 @@ def test_batches_are_of_one_size_and_a_pass_shows_no_row_twice(monkeypatch):
             return self.trainer.step(features, labels)
 
     original = HEADS["linear"].trainer
-    monkeypatch.setattr(
-        HEADS["linear"], "trainer", lambda self, generator: Watching(original(self, generator))
-    )
+    monkeypatch.setattr(HEADS["linear"], "trainer", lambda self, *given: Watching(original(self, *given)))
     train(replace(FAST, head="linear", batch_size=20, max_epochs=2, min_epoch_steps=1), study_data(63))
     assert [len(batch) for batch in seen] == [15] * 8
     for one_pass in (seen[:4], seen[4:]):
@@ -330,11 +328,23 @@ def test_early_stopping_can_read_the_validation_generators(early_stopping, best)
     config = replace(FAST, early_stopping=early_stopping)
     sets = [score_metrics([2.0, 1.0], [1, 0])] * 2
     judged = [{**sets[0], "ap": 0.9}, {**sets[1], "ap": 0.5}]
-    assert training._stopping_score(config, sets[0], judged) == pytest.approx(best)
+    assert training._stopping_ap(config, judged) == pytest.approx(best)
     with pytest.raises(TrialFailed, match="Name --val-generators"):
-        training._stopping_score(config, sets[0], [])
+        training._stopping_ap(config, [])
     with pytest.raises(TrialFailed, match="there are 1, of which 0 have both classes"):
-        training._stopping_score(config, sets[0], [{**sets[0], "ap": None}])
+        training._stopping_ap(config, [{**sets[0], "ap": None}])
+
+
+def test_the_loss_that_stops_a_balanced_head_counts_either_class_half():
+    logits, labels = torch.tensor([2.0, -1.0, 0.5, 1.0, -3.0]), torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0])
+    validation = FeatureSet(torch.zeros(5, WIDTH), labels)
+    metrics = score_metrics(logits, labels)
+    of_classes = [score_metrics(logits[labels == one], labels[labels == one])["loss"] for one in (0, 1)]
+    balanced = replace(FAST, class_balance="balanced")
+    assert training._stopping_loss(FAST, logits, validation, metrics) == metrics["loss"]
+    found = training._stopping_loss(balanced, logits, validation, metrics)
+    assert found == pytest.approx(sum(of_classes) / 2)
+    assert found != pytest.approx(metrics["loss"], rel=0.01)
 
 
 def test_the_kept_epoch_is_the_best_on_what_early_stopping_reads():
