@@ -19,7 +19,7 @@ __all__ = ["demo_command"]
     "--layer",
     "layers",
     multiple=True,
-    default=("cls@3", "cls@4", "cls@2"),
+    default=("cls@4", "cls@3", "cls@2"),
     show_default=True,
     callback=names,
     help="Feature layers to search, comma-separated. The blocks of the encoder behind them are not computed.",
@@ -45,5 +45,6 @@ def demo_command(encoder: str, layers: tuple[str, ...], trials: int, workspace: 
         train_generators=(TRAIN_GENERATOR,),
         val_generators=VAL_GENERATORS,
         test_generators=TEST_GENERATORS,
+        criterion="val_generators_uncollapsed",
         next_steps={"your own images": "python jobs/tune_sd14.py --help"},
     )

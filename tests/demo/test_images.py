@@ -109,6 +109,7 @@ def test_both_sides_have_one_format_and_one_size(csv_path):
         with Image.open(path) as image:
             kinds.add((image.format, image.mode, image.size, tuple(image.info)))
     assert kinds == {("PNG", "RGB", (224, 224), ())}
+    assert len({path.stat().st_size for path in csv_path.parent.rglob("*.png")}) == 1
 
 
 def test_no_image_is_there_twice(csv_path):
