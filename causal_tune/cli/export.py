@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from causal_tune.atomic import check_target
 from causal_tune.cli.ending import Ending
+from causal_tune.cli.leaderboard import criterion_option
 from causal_tune.cli.output import (
     emit,
     json_option,
@@ -26,7 +27,6 @@ from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.export import FALSE_POSITIVES, export_detector
 from causal_tune.ledger import Ledger
 from causal_tune.model_card import failures
-from causal_tune.selection import CRITERIA
 from causal_tune.study.spec import read_spec
 
 __all__ = ["export_command", "passed_over_note"]
@@ -51,7 +51,7 @@ def passed_over_note(provenance: Mapping[str, Any], workspace: Path) -> str:
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="[default: detectors/STUDY]"
 )
-@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: the study's own]")
+@criterion_option("the study's own", any_criterion=True)
 @click.option("--trial", type=click.IntRange(0), help="Number of another trial than the winner.")
 @click.option(
     "--fpr",

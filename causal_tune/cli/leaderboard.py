@@ -1,7 +1,7 @@
 """`leaderboard`: what came out of a study, by any criterion."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,24 @@ from causal_tune.study.spec import StudySpec, read_spec
 from causal_tune.study.verdicts import one_verdict, remedy
 from causal_tune.wording import plural
 
-__all__ = ["leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
+__all__ = ["criterion_option", "leaderboard_command", "leaderboard_rows", "show_leaderboard", "show_winner"]
+
+
+def criterion_option(default: str, *, any_criterion: bool = False) -> Callable[[Any], Any]:
+    """`--criterion`: what trials are ranked by; with `any_criterion` also by those that no study may choose by."""
+    shown = [
+        name
+        for name, one in sorted(CRITERIA.items())
+        if not one.skips_collapsed and (any_criterion or not one.uses_test_domain)
+    ]
+    return click.option(
+        "--criterion",
+        type=click.Choice(sorted(CRITERIA)),
+        metavar="NAME",
+        help=f"What the winner is best at: {', '.join(shown)}. Ending in _uncollapsed: without trials whose mask has "
+        f"collapsed. [default: {default}]",
+    )
+
 
 WEIGHTS = ("lambda1", "lambda2", "alpha", "beta", "tau", "p")
 """The six numbers of the paper's head."""
@@ -173,7 +190,7 @@ def show_leaderboard(spec: StudySpec, rows: Sequence[dict[str, Any]], criterion:
 
 @click.command("leaderboard", epilog="Example: causal-tune leaderboard real --criterion train_domain")
 @click.argument("study")
-@click.option("--criterion", type=click.Choice(sorted(CRITERIA)), help="[default: the study's own]")
+@criterion_option("the study's own", any_criterion=True)
 @click.option("-n", "most", type=click.IntRange(1), default=10, show_default=True, help="Trials shown.")
 @workspace_option
 @json_option

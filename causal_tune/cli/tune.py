@@ -12,7 +12,13 @@ import click
 
 from causal_tune.cli.ending import Ending
 from causal_tune.cli.help import SectionedCommand
-from causal_tune.cli.leaderboard import count_states, leaderboard_rows, show_front, show_winner
+from causal_tune.cli.leaderboard import (
+    count_states,
+    criterion_option,
+    leaderboard_rows,
+    show_front,
+    show_winner,
+)
 from causal_tune.cli.output import (
     Bar,
     emit,
@@ -29,7 +35,7 @@ from causal_tune.cli.output import (
 from causal_tune.cli.reports import study_figures
 from causal_tune.cli.tracking import study_tracker, tracking_option
 from causal_tune.ledger import Ledger
-from causal_tune.selection import CRITERIA, rank, score
+from causal_tune.selection import rank, score
 from causal_tune.study.pruning import GRACE_STEPS, PRUNER, PRUNERS
 from causal_tune.study.run import StudyEvent, StudyResult, run_study
 from causal_tune.study.space import SearchSpace, load_space
@@ -54,11 +60,6 @@ def _objectives(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             )
         groups[name] = members
     return groups
-
-
-_CRITERIA = ", ".join(
-    sorted(name for name, one in CRITERIA.items() if not (one.skips_collapsed or one.uses_test_domain))
-)
 
 
 def study_options(command: Any) -> Any:
@@ -93,13 +94,7 @@ def study_options(command: Any) -> Any:
                 callback=names,
                 help="Generators that are only reported on. [default: all the others]",
             ),
-            click.option(
-                "--criterion",
-                type=click.Choice(sorted(CRITERIA)),
-                metavar="NAME",
-                help=f"What the winner is best at: {_CRITERIA}. Ending in _uncollapsed: without trials whose mask "
-                "has collapsed. [default: val_generators where some are named]",
-            ),
+            criterion_option("val_generators where some are named"),
             click.option(
                 "--sampler",
                 type=click.Choice(sorted(SAMPLERS)),
