@@ -9,12 +9,14 @@ import pyarrow as pa
 import pytest
 
 from causal_tune.atomic import atomic_directory, atomic_path, check_target, disk_error, write_text
-from causal_tune.errors import DiskError
+from causal_tune.errors import DiskError, TrackingError
 from causal_tune.features import sets, write_shard
 from causal_tune.features.sets import load_study_data
 from causal_tune.images.index import INDEX_SCHEMA, write_index
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
+from causal_tune.study.spec import read_spec
+from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 from tests.conftest import run_cli
 from tests.test_features import feature_values, make_store, rows_table
 
@@ -182,3 +184,10 @@ def test_commands_say_so_before_they_look_at_anything(
     assert result.exit_code == 2
     assert why in " ".join(result.output.split())
     assert "nowhere" not in result.output
+
+
+def test_a_full_disk_keeps_a_study_from_mlflow_with_a_sentence(small_disk: Path) -> None:
+    fill(small_disk, leave=200_000)  # MLflow's empty database takes more
+    tracker = Tracker(default_uri(small_disk), EXPERIMENT, read_spec(STORED / "study-format-1"))
+    with pytest.raises(TrackingError, match=r"mlflow\.db cannot grow: its disk is full\. Free some space"):
+        tracker.start()

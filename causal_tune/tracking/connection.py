@@ -156,6 +156,8 @@ _REFUSED = ("UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED")
 _MADE_AGAIN = "Name another place, or move it away: the next delivery makes a new one."
 _SQLITE_PROBLEMS: Mapping[str, str] = {
     "database is locked": "is locked by another program. Wait for that program or end it.",
+    "disk is full": "cannot grow: its disk is full. Free some space there, or keep the runs elsewhere.",
+    "readonly database": "cannot be written: it, or its disk, is read-only. Change that, or keep the runs elsewhere.",
     "not a database": f"is not a database. {_MADE_AGAIN}",
     "malformed": f"is damaged. {_MADE_AGAIN}",
     "unable to open": "cannot be opened: it is a folder, or its permissions are missing. Mend that, or keep the runs "
