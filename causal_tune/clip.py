@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from causal_tune.encoders import Encoder, resolve
-from causal_tune.errors import InvalidConfig
+from causal_tune.errors import InferredArchitecture, InvalidConfig
 from causal_tune.processor import has_bfloat16
 from causal_tune.runtimes import RUNTIMES, check_dtype, choose_runtime
 from causal_tune.runtimes.protocol import EncoderDescription, layer_widths
@@ -101,7 +101,7 @@ def load_encoder(
 def _load(encoder: Encoder, cache_dir: Path | None) -> LoadedTower:
     loaded = load_tower(encoder, cache_dir=cache_dir)
     if loaded.note:
-        warnings.warn(loaded.note, stacklevel=3)
+        warnings.warn(loaded.note, InferredArchitecture, stacklevel=3)
     return loaded
 
 

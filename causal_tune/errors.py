@@ -12,6 +12,7 @@ __all__ = [
     "DiskError",
     "ImageTooLarge",
     "IndexingError",
+    "InferredArchitecture",
     "Interrupted",
     "InvalidConfig",
     "StoreError",
@@ -105,6 +106,10 @@ class DiskError(CausalTuneError, OSError):
     """A file or folder that cannot be written: the disk is full, read-only, or the path cannot be one (`atomic`)."""
 
     exit_code = 1
+
+
+class InferredArchitecture(UserWarning):
+    """Weights whose architecture was inferred from their shapes, which do not say everything; the message does."""
 
 
 class TrialFailed(CausalTuneError):

@@ -87,7 +87,9 @@ def fetch(name: str, *, cache_dir: Path | None = None, progress: Tell | None = N
     encoder = resolve(name)
     path = weights_path(encoder, cache_dir=cache_dir)
     if not encoder.needs_fetch:
-        load_tower(encoder)
+        loaded = load_tower(encoder)
+        if loaded.note:
+            tell(loaded.note)
         return path
     tower = tower_of(str(encoder.architecture))  # refuses an architecture before its download
     if path.is_file():

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from causal_tune import weights
+from causal_tune.cli.output import errors_as_paragraphs
 from causal_tune.clip import describe_encoder, load_encoder
 from causal_tune.errors import InvalidConfig, UnknownName, WeightsError
 from causal_tune.state_dicts import canonical_state, dequantised_onnx, read_state, state_sha256
-from causal_tune.towers import TINY, check_state, tiny_state
+from causal_tune.towers import TINY, check_state, tiny_state, tower_of, tower_shapes
 from causal_tune.weights import fetch, is_fetched, load_state, weights_path, weights_sha256
 from tests.conftest import run_cli, write_images
 
@@ -475,3 +476,20 @@ def test_open_clips_download_that_fails_gives_the_reason(tmp_path: Path) -> None
     assert "open_clip could not download ViT-B-16-quickgelu openai" in done.stdout, done.stderr
     assert "use vit-b-16-int8" in done.stdout
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_inferred_architecture_is_a_note_and_no_line_of_python(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = tower_shapes(tower_of("ViT-S-32-alt"))
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "w.safetensors")
+    name = str(tmp_path / "w.safetensors")
+    with errors_as_paragraphs():
+        for _ in range(2):
+            assert describe_encoder(name).architecture == "ViT-S-32-alt"
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(f"Note: {name} is taken for ViT-S-32-alt, that is with GELU")
+    assert said.count("is taken for") == 1
+    assert "Warning" not in said
+    assert "is taken for ViT-S-32-alt" in " ".join(run_cli("fetch", name).output.split())

@@ -2,7 +2,7 @@
 
 import click
 
-from causal_tune.cli.output import emit, json_option, out, table
+from causal_tune.cli.output import emit, err, json_option, out, table
 from causal_tune.encoders import ENCODERS
 from causal_tune.weights import fetch, is_fetched
 
@@ -39,7 +39,7 @@ def encoders_command(as_json: bool) -> None:
 @json_option
 def fetch_command(encoder: str, as_json: bool) -> None:
     """Bring the weights of ENCODER, verify them by hash and convert them once."""
-    path = fetch(encoder)
+    path = fetch(encoder, progress=lambda step: err.print(step, soft_wrap=not err.is_terminal))
     emit(
         as_json,
         {"encoder": encoder, "weights": str(path)},

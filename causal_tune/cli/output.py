@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from causal_tune.atomic import check_target, disk_error
-from causal_tune.errors import CausalTuneError, DiskError, Interrupted, InvalidConfig
+from causal_tune.errors import CausalTuneError, DiskError, InferredArchitecture, Interrupted, InvalidConfig
 from causal_tune.wording import title_of, visible
 
 __all__ = [
@@ -88,7 +89,8 @@ def errors_as_paragraphs() -> Iterator[None]:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        yield
+        with _notes():
+            yield
         sys.stdout.flush()
     except CausalTuneError as error:
         _say(error)
@@ -103,6 +105,25 @@ def errors_as_paragraphs() -> Iterator[None]:
         if refused is None:
             raise
         _say(refused)
+
+
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Within it, what is to be known of an encoder's architecture is printed once, and not as a line of Python."""
+    before, told = warnings.showwarning, set[str]()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, InferredArchitecture):
+            before(message, category, *where, **more)
+        elif str(message) not in told:
+            told.add(str(message))
+            err.print(f"Note: {message}", soft_wrap=not err.is_terminal)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _say(error: CausalTuneError) -> NoReturn:

@@ -196,8 +196,10 @@ def _gather(store: FeatureStore, layer: str, rows: NDArray[np.int64], views: Seq
     if not path.exists() or path.stat().st_size != num_bytes:
         with atomic_path(path) as temporary:
             with temporary.open("wb") as file:
-                # the kernel ends a process that writes to a map which the disk has no room for
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
+                file.truncate(num_bytes)
+                if hasattr(os, "posix_fallocate"):  # not on macOS
+                    # the kernel ends a process that writes to a map which the disk has no room for
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
             mapped = np.memmap(temporary, dtype=np.float32, mode="r+", shape=shape)
             fill(mapped)
             mapped.flush()
