@@ -106,6 +106,21 @@ def test_stored_features_that_no_encoder_gives_are_not_handed_out(
         FeatureStore(tmp_path).features("proj", np.asarray([65, 66, 67]))
 
 
+def test_zeros_of_an_encoder_are_no_damage(tmp_path: Path) -> None:
+    path = shard_path(tmp_path, 0)
+    features = np.tile(np.float32([0, 0, 1, 0]), (3, 64))  # as after a ReLU
+    write_shard(path, rows_table([0, 1, 2]), {"proj": features}, [])
+    store = finish_store(tmp_path, spec(3))
+    np.testing.assert_array_equal(store.features("proj", np.arange(3)), features)
+    content = path.read_bytes()
+    begin = content.index(features.tobytes()) + features.shape[1] * 2  # the second half of the first row
+    path.write_bytes(
+        content[:begin] + bytes(features.shape[1] * 2) + content[begin + features.shape[1] * 2 :]
+    )
+    with pytest.raises(StoreError, match=r"1 images in .*such as /images/0\.png, are zeros"):
+        FeatureStore(tmp_path).features("proj", np.arange(3))
+
+
 def test_features_come_back_in_the_order_asked_for_across_shards(tmp_path: Path) -> None:
     store = make_store(tmp_path, 200, bad=frozenset({0}))
     positions = np.asarray([198, 0, 64, 63, 0, 120])

@@ -81,7 +81,9 @@ def _verdict(
             f"`causal-tune finalists {spec.name}` measures it on fresh seeds."
         )
     if chosen.passed_over:
-        names = ", ".join(record.id for record in chosen.passed_over)
+        passed = chosen.passed_over
+        names = ", ".join(record.id for record in passed)
+        names = names if len(passed) <= 3 else f"{len(passed)} trials with a higher score"
         first += f" A collapsed mask is no causal head, so it is recommended instead of {names}."
     elif chosen.record.collapsed:
         first += f" Its mask has collapsed to all {chosen.record.collapsed}: it is no causal head."

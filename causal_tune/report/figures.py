@@ -228,7 +228,7 @@ def roc(scored: Mapping[str, Scored]) -> Drawing:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
         axes.set_xlabel("false-positive rate (FPR)")
         axes.set_ylabel("true-positive rate (TPR)")
-        axes.legend(fontsize=9, loc="lower right")
+        axes.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return drawing(figure, rows)
 
 
