@@ -229,4 +229,6 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _epoch_name(name: str) -> str:
     if name.startswith(_GENERATOR_AP):  # whose name may hold slashes
         return f"{EPOCHS}/{_GENERATOR_AP}{part(name.removeprefix(_GENERATOR_AP))}"
+    if "/" not in name:  # steps and seconds: MLflow shows what is in no folder of its own before all others
+        name = f"training/{name}"
     return f"{EPOCHS}/{'/'.join(map(part, name.split('/')))}"

@@ -49,7 +49,13 @@ def make_record(number: int, *, num_epochs: int = 3, **changes: Any) -> TrialRec
         "config": config,
         "seed": number,
         "epochs": [
-            {"epoch": epoch, "validation/ap": 0.5 + epoch / 1000, "mask/mean": 0.3, "loss/total": 1 / epoch}
+            {
+                "epoch": epoch,
+                "steps": 25 * epoch,
+                "validation/ap": 0.5 + epoch / 1000,
+                "mask/mean": 0.3,
+                "loss/total": 1 / epoch,
+            }
             for epoch in range(1, num_epochs + 1)
         ],
         "best_epoch": 2,

@@ -72,6 +72,12 @@ def test_a_trial_is_a_nested_run_with_params_curves_and_results(tracker):
     assert run.data.metrics["criterion/val_generators"] == 0.63
     curve = tracker._client.get_metric_history(run.info.run_id, "Epochs/validation/ap")
     assert [(point.step, point.value) for point in curve] == [(1, 0.501), (2, 0.502), (3, 0.503)]
+    curves = {name.rpartition("/")[0] for name in run.data.metrics if name.startswith("Epochs")}
+    others = {name.rpartition("/")[0] for name in run.data.metrics if not name.startswith("Epochs")}
+    assert curves == {"Epochs/validation", "Epochs/mask", "Epochs/loss", "Epochs/training"}
+    assert max(curves) < min(
+        others - {""}
+    )  # the order in which MLflow shows them; those in no folder are last
     assert (run.info.start_time, run.info.end_time) == (1_700_000_001_000, 1_700_000_003_000)
 
 
