@@ -15,9 +15,11 @@ from causal_tune.features.sets import load_study_data
 from causal_tune.images.index import INDEX_SCHEMA, write_index
 from causal_tune.ledger import Ledger, TrialRecord
 from causal_tune.lock import owned
+from causal_tune.study.run import _Run
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
 from tests.conftest import run_cli
+from tests.study.tiny import make_tiny_spec
 from tests.test_features import feature_values, make_store, rows_table
 
 STORED = Path(__file__).parent / "stored"
@@ -184,6 +186,26 @@ def test_commands_say_so_before_they_look_at_anything(
     assert result.exit_code == 2
     assert why in " ".join(result.output.split())
     assert "nowhere" not in result.output
+
+
+def test_a_trial_that_the_disk_has_no_room_for_is_not_kept_by_halves(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    study = _Run(make_tiny_spec(tmp_path), small_disk, 1, None, None)
+    study.is_sure = True  # nothing but the trial is to be written
+    record = TrialRecord(
+        number=0, id="00000-x", state="finished", config={}, seed=0, checkpoint="00000-x.safetensors"
+    )
+    filler = fill(small_disk, leave=20_000)
+    with pytest.raises(
+        DiskError, match=r"checkpoints/00000-x\.safetensors was not written.*What was finished before"
+    ):
+        study._record(record, bytes(50_000))
+    assert files(small_disk) == ["filler"]
+    assert not study.records
+    filler.unlink()
+    study._record(record, bytes(50_000))
+    assert [one.id for one in study.ledger.records()] == ["00000-x"]
 
 
 def test_a_full_disk_keeps_a_study_from_mlflow_with_a_sentence(small_disk: Path) -> None:
