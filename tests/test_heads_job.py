@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from causal_tune.cli.heads import _space, heads_table, summarise
+from causal_tune.cli.tune import run_tune
+from causal_tune.errors import Interrupted
 from causal_tune.heads import HEADS
 from causal_tune.ledger import TrialRecord
 from causal_tune.study.run import StudyResult
@@ -84,9 +86,19 @@ def test_heads_end_in_one_table_and_a_second_run_trains_nothing(finished, monkey
         (other,) = heads - {head}
         assert re.search(rf"\b{other}\b +\d+\.\d\d", result.output), "the row of the other head"
     monkeypatch.undo()
-    monkeypatch.setattr(
-        "causal_tune.tracking.tracker.Tracker.finish", fail
-    )  # a mistake of its own: one argument
+
+    def interrupt(*, study, **options):
+        if study.endswith("svm"):
+            raise Interrupted("The study was interrupted.")
+        return run_tune(study=study, **options)
+
+    monkeypatch.setattr("causal_tune.cli.heads.run_tune", interrupt)
+    result = run(*words)
+    assert result.exit_code == 130, result.output
+    assert re.search(r"\bcausal\b +\d+\.\d\d", result.output), "the row of the head that was done before"
+    monkeypatch.undo()
+    # a mistake of its own: it takes one argument
+    monkeypatch.setattr("causal_tune.tracking.tracker.Tracker.finish", fail)
     result = run(*words, "--json")
     assert result.exit_code == 1, result.output
     assert json.loads(result.stdout)["heads"] == document["heads"]

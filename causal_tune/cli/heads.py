@@ -26,7 +26,7 @@ from causal_tune.cli.output import (
     workspace_words,
 )
 from causal_tune.cli.tune import run_tune, study_options
-from causal_tune.errors import InvalidConfig, WorkFailed
+from causal_tune.errors import Interrupted, InvalidConfig, WorkFailed
 from causal_tune.heads import HEADS
 from causal_tune.images.choice import Choice
 from causal_tune.registry import look_up
@@ -187,7 +187,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
             summaries: dict[str, dict[str, Any]] = {}
             tests: tuple[str, ...] = ()
             ending = Ending()
-            stopped: WorkFailed | None = None
+            stopped: Interrupted | WorkFailed | None = None
             for head in heads:
                 again = f"causal-tune leaderboard {study}-{head}{workspace_words(workspace)}"
                 try:
@@ -198,7 +198,10 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                         space=_space(head, chosen, workspace, f"{study}-{head}"),
                         **options,
                     )
-                except WorkFailed as error:  # stopped, or no room: that ends the others too, and is told last
+                except (
+                    Interrupted,
+                    WorkFailed,
+                ) as error:  # stopped, or no room: that ends the others too, and is told last
                     stopped = error
                     break
                 except Exception as error:
