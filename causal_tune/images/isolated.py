@@ -38,7 +38,7 @@ __all__ = ["LIMIT_S", "MAX_MEMORY_BYTES", "PATIENCE", "isolated", "serve"]
 T = TypeVar("T")
 
 LIMIT_S = 30.0
-"""Processor time after which a call is ended: ten times what the largest images take."""
+"""Processor time after which a call is ended: six times what the largest images take, progressive JPEGs."""
 
 PATIENCE = 10
 """Times the limit, by the clock, after which a call is ended too: it waits for something that does not come."""
