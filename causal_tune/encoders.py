@@ -20,6 +20,7 @@ __all__ = [
     "ENCODERS",
     "WEIGHTS_SUFFIXES",
     "Encoder",
+    "absolute_name",
     "is_weights_path",
     "resolve",
 ]
@@ -107,6 +108,18 @@ def is_weights_path(name: str) -> bool:
     False
     """
     return _split_path(name)[0].suffix.lower() in WEIGHTS_SUFFIXES
+
+
+def absolute_name(name: str) -> str:
+    """The name that stands for the same encoder in another working folder.
+
+    >>> absolute_name("tiny-random"), absolute_name("/data/../clip.pt@ViT-L-14")
+    ('tiny-random', '/data/../clip.pt@ViT-L-14')
+    """
+    if not is_weights_path(name):
+        return name
+    path, architecture = _split_path(name)
+    return str(path.expanduser().absolute()) + (f"@{architecture}" if architecture else "")
 
 
 def _split_path(name: str) -> tuple[Path, str | None]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from causal_tune import cluster
 from causal_tune.clip import describe_encoder, load_encoder
+from causal_tune.encoders import absolute_name
 from causal_tune.errors import InvalidConfig
 from causal_tune.features import (
     FeatureStore,
@@ -59,6 +60,8 @@ class Progress:
     """Crops that this run encoded, all views together; the others were stored by an earlier run."""
     elapsed_s: float
     """Since the first piece of this run could begin, model loading included."""
+    stage: str = ""
+    """What is being done before the first images, such as `starting Ray`; empty while images are encoded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +163,8 @@ def extract(
     that reading and decoding need. `batch_size` images go to an encoder at once.
 
     Raises `InvalidConfig` for sizes out of range, `WeightsError` or `UnknownName` for the encoder,
-    `StoreError` where a shard on disk is damaged or another extraction is writing this store.
+    `StoreError` where a shard on disk is damaged or another extraction is writing this store, `Interrupted` after
+    Ctrl-C or SIGTERM and `WorkFailed` where Ray fails, both with what is kept.
     """
     if index.num_rows == 0 or batch_size < 1 or (num_actors is not None and num_actors < 1):
         raise InvalidConfig(
@@ -180,7 +184,7 @@ def extract(
     begin = time.monotonic()
     num_encoded = num_taken = 0
 
-    def tell() -> None:
+    def tell(stage: str = "") -> None:
         if on_progress:
             on_progress(
                 Progress(
@@ -189,39 +193,56 @@ def extract(
                     num_quarantined=work.num_quarantined,
                     num_encoded_now=num_encoded,
                     elapsed_s=time.monotonic() - begin,
+                    stage=stage,
                 )
             )
+
+    def encode_what_is_missing() -> None:
+        nonlocal num_encoded, num_taken
+        siblings = stores_of_the_same_features(workspace, spec)
+        tell("starting Ray")
+        with cluster.connected(address):
+            tell("loading the encoder")
+            while work.pending:
+                for done in run_pieces(
+                    work.next_tasks(siblings),
+                    decode_piece,
+                    _PieceEncoder,
+                    {
+                        "encoder": absolute_name(encoder),
+                        "layers": tuple(layers),
+                        "dtype": description.dtype,
+                        "runtime": description.runtime,
+                        "batch_size": batch_size,
+                    },
+                    num_actors=num_actors,
+                    gpus_per_actor=gpus_per_actor,
+                ):
+                    work.take(int(done["piece"]))
+                    num_encoded += int(done["num_encoded"])
+                    num_taken += int(done["num_taken"])
+                    tell()
+                work.merge()
 
     with owned(store_path, "extraction"):
         store = work.finished_store()
         if store is None:
             work.find_done()
-            tell()
-            # before the actors load: what a runtime makes once for all is then there
-            fidelity = fidelity_of(description, device=device)
-            siblings = stores_of_the_same_features(workspace, spec) if work.pending else []
-            while work.pending:
-                tasks = work.next_tasks(siblings)
-                with cluster.connected(address):
-                    for done in run_pieces(
-                        tasks,
-                        decode_piece,
-                        _PieceEncoder,
-                        {
-                            "encoder": encoder,
-                            "layers": tuple(layers),
-                            "dtype": description.dtype,
-                            "runtime": description.runtime,
-                            "batch_size": batch_size,
-                        },
-                        num_actors=num_actors,
-                        gpus_per_actor=gpus_per_actor,
-                    ):
-                        work.take(int(done["piece"]))
-                        num_encoded += int(done["num_encoded"])
-                        num_taken += int(done["num_taken"])
-                        tell()
-                work.merge()
+            try:
+                tell("measuring what rounding costs")
+                # before the actors load: what a runtime makes once for all is then there
+                fidelity = fidelity_of(description, device=device)
+                if work.pending:
+                    encode_what_is_missing()
+            except (KeyboardInterrupt, cluster.RayFailed) as error:
+                num_done = work.num_stored + work.num_quarantined
+                kept = (
+                    f"{num_done:,} of {index.num_rows:,} images are done and kept in {store_path}. Run the "
+                    "same command again to continue."
+                    if num_done
+                    else "No image was done yet. Run the same command again."
+                )
+                raise cluster.stopped(error, f"Encoding with {encoder}", kept) from None
             store = finish_store(store_path, spec, views, fidelity=asdict(fidelity) if fidelity else None)
     measured = store.description.get("fidelity")
     return Extraction(
@@ -287,7 +308,8 @@ def run_pieces(
 ) -> Iterator[Mapping[str, Any]]:
     """Each of `tasks` through `read`, as a task, and through a pool of `actor`s; results as they come.
 
-    An actor is made with `arguments` and `num_threads`. A Ray has to be connected.
+    An actor is made with `arguments` and `num_threads`. A Ray has to be connected. `cluster.RayFailed` where a task
+    raised what is no error of this package.
     """
     import ray.data  # here, for it takes seconds that a store which is finished need not wait
 
@@ -299,10 +321,11 @@ def run_pieces(
         num_actors=num_actors,
         num_pieces=len(tasks),
     )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # our own progress says it
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # our own progress and errors say it
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     dataset = (
         ray.data.from_items(list(tasks), override_num_blocks=len(tasks))
         .map(read, num_cpus=_DECODE_CPUS)
@@ -314,4 +337,5 @@ def run_pieces(
             num_gpus=gpus_per_actor,
         )
     )
-    yield from dataset.iter_rows()
+    with cluster.told_in_a_line():
+        yield from dataset.iter_rows()

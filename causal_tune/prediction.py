@@ -6,7 +6,7 @@ order, and the folder goes.
 
     .scores.csv.parts/
         task.json          what the parts are a function of; parts of anything else are made anew
-        parts/00000.arrow  score, probability, verdict, note and reason of 64 images
+        parts/00000.arrow  score, probability, verdict, note and reason of 16 or 64 images
 """
 
 import csv
@@ -41,9 +41,8 @@ __all__ = ["SUFFIXES", "Prediction", "ScoreProgress", "Scored", "image_paths", "
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 """What an output's name may end in."""
 
-_PIECE = 64
-_NO_RAY = 2
-"""Pieces up to which this process scores by itself: to start Ray takes longer."""
+_NO_RAY = 128
+"""Images up to which this process scores by itself: to start Ray takes longer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +69,8 @@ class ScoreProgress:
     num_images: int
     num_done: int
     num_unreadable: int
+    stage: str = ""
+    """What is being done before the first images, such as `starting Ray`; empty while images are scored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +110,16 @@ def image_paths(inputs: Sequence[str]) -> tuple[list[str], Counter[str]]:
     return chosen, skipped
 
 
+def _piece_size(num_images: int) -> int:
+    """Images that are read, scored and kept at a time: few where there are few, which shows progress at once."""
+    return 16 if num_images <= 4_096 else 64
+
+
 class _PieceScorer:
     """One actor: a detector that turns decoded pieces into files."""
 
     def __init__(
-        self, detector: str, runtime: str, num_threads: int | None = None, batch_size: int = _PIECE
+        self, detector: str, runtime: str, num_threads: int | None = None, batch_size: int = 64
     ) -> None:
         self.detector = load_detector(detector)
         self.detector.encoder(runtime, num_threads)
@@ -158,7 +164,7 @@ def predict(
     output: Path | None = None,
     *,
     runtime: str = "auto",
-    batch_size: int = _PIECE,
+    batch_size: int = 64,
     num_actors: int | None = None,
     gpus_per_actor: float = 0.0,
     address: str | None = None,
@@ -171,7 +177,7 @@ def predict(
     The suffix of `output` (`SUFFIXES`) says how. Killed at any moment and called again, it scores only the pieces
     that are missing and ends with the same file. A few images are scored without Ray. Raises `InvalidConfig`
     for another suffix, no images or sizes out of range, `DetectorError` for the detector, `StudyError` where
-    another process writes the same output.
+    another process writes the same output, `Interrupted` after Ctrl-C or SIGTERM and `WorkFailed` where Ray fails.
     """
     check_output(output)
     if not paths or batch_size < 1:
@@ -180,19 +186,20 @@ def predict(
         )
     loaded = load_detector(detector)
     begin = time.monotonic()
+    size = _piece_size(len(paths))
     task = {
         "format": 2,
         "detector": _content_hash(loaded),
         "encoder": loaded.encoder_description(runtime).fingerprint,
         "images": hashlib.sha256("\0".join(map(located, paths)).encode(errors="surrogateescape")).hexdigest(),
-        "piece": _PIECE,
+        "piece": size,
     }
     with TemporaryDirectory() if output is None else nullcontext(_parts_folder(output)) as name:
         folder = Path(name)
         with owned(folder, "prediction"):
             if _begin(folder, task) and on_note:
                 on_note(f"{folder} held scores of other images or of another detector; they are made anew.")
-            parts = [folder / "parts" / f"{piece:05d}.arrow" for piece in range(-(-len(paths) // _PIECE))]
+            parts = [folder / "parts" / f"{piece:05d}.arrow" for piece in range(-(-len(paths) // size))]
             done = {piece: _count(part) for piece, part in enumerate(parts) if _is_whole(part)}
             num_done_before = sum(num for num, _ in done.values())
             if output is not None and output.exists() and not done and on_note:
@@ -200,32 +207,37 @@ def predict(
                     f"{output} is there from an earlier run; all images are scored again and it is replaced."
                 )
 
-            def tell() -> None:
+            def tell(stage: str = "") -> None:
                 if on_progress:
                     on_progress(
                         ScoreProgress(
                             num_images=len(paths),
                             num_done=sum(num for num, _ in done.values()),
                             num_unreadable=sum(num for _, num in done.values()),
+                            stage=stage,
                         )
                     )
 
-            tell()
             pending = [piece for piece in range(len(parts)) if piece not in done]
             tasks = [
                 {
                     "piece": piece,
                     "part": str(parts[piece].absolute()),
-                    "paths": json.dumps([*map(located, paths[piece * _PIECE : (piece + 1) * _PIECE])]),
+                    "paths": json.dumps([*map(located, paths[piece * size : (piece + 1) * size])]),
                     "preprocessing": loaded.preprocessing.name,
                 }
                 for piece in pending
             ]
             arguments = {"detector": str(detector.absolute()), "runtime": runtime, "batch_size": batch_size}
-            for result in _run(tasks, arguments, num_actors, gpus_per_actor, address):
-                piece = int(result["piece"])
-                done[piece] = _count(parts[piece])
-                tell()
+            try:
+                for result in _run(tasks, arguments, num_actors, gpus_per_actor, address, tell, size):
+                    piece = int(result["piece"])
+                    done[piece] = _count(parts[piece])
+                    tell()
+            except (KeyboardInterrupt, cluster.RayFailed) as error:
+                raise cluster.stopped(
+                    error, f"Scoring with {loaded.name}", _kept(done, len(paths), output)
+                ) from None
             prediction = _join(paths, parts, output, loaded.id, num_first, num_done_before, begin)
         if output is not None:
             shutil.rmtree(folder)
@@ -271,14 +283,20 @@ def _run(
     num_actors: int | None,
     gpus_per_actor: float,
     address: str | None,
+    tell: Callable[[str], None],
+    size: int,
 ) -> Iterator[Mapping[str, Any]]:
-    if len(tasks) <= _NO_RAY:
+    if len(tasks) * size <= _NO_RAY:
+        if tasks:
+            tell("loading the detector")
         scorer = _PieceScorer(**arguments) if tasks else None
         for task in tasks:
             assert scorer is not None
             yield scorer(read_piece(task))
         return
+    tell("starting Ray")
     with cluster.connected(address):
+        tell("loading the detector")
         yield from run_pieces(
             tasks,
             read_piece,
@@ -287,6 +305,15 @@ def _run(
             num_actors=num_actors,
             gpus_per_actor=gpus_per_actor,
         )
+
+
+def _kept(done: Mapping[int, tuple[int, int]], num_images: int, output: Path | None) -> str:
+    if output is None:
+        return "Scores are kept only with -o FILE."
+    num_done = sum(num for num, _ in done.values())
+    return (
+        f"{num_done:,} of {num_images:,} images are scored and kept. Run the same command again to continue."
+    )
 
 
 def _rows(part: Path) -> pa.Table:
@@ -321,11 +348,13 @@ def _join(
     first: list[Scored] = []
     num_unreadable = num_noted = 0
 
+    size = _piece_size(len(paths))
+
     def tables() -> Iterator[pa.Table]:
         nonlocal num_unreadable, num_noted
         for piece, part in enumerate(parts):
             rows = _rows(part)
-            names = [_as_text(path) for path in paths[piece * _PIECE : (piece + 1) * _PIECE]]
+            names = [_as_text(path) for path in paths[piece * size : (piece + 1) * size]]
             for verdict in rows["verdict"].drop_null().to_pylist():
                 verdicts[verdict] = verdicts.get(verdict, 0) + 1
             num_unreadable += rows.num_rows - rows["reason"].null_count

@@ -57,7 +57,7 @@ def test_random_kills_end_in_the_undisturbed_store(tmp_path: Path) -> None:
             command(index, workspace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while driver.poll() is None:
-            done = len(list(workspace.glob("stores/*/shards/*.arrow")))
+            done = len(list(workspace.glob("stores/*/pieces/clean/*.arrow")))
             if done >= after and (victim := victim_of(driver, kind)) is not None:
                 time.sleep(rng.random() * 0.2)
                 os.kill(victim, signal.SIGKILL)

@@ -230,7 +230,7 @@ def test_a_stopped_job_says_how_to_continue_and_ends_as_undisturbed(
     num_kept = len(records_of(checkout, "stopped"))
     assert 2 <= num_kept < NUM_TRIALS
     told = without_token.run(["ray", "job", "logs", *at], checkout).stdout
-    assert f"was stopped: {num_kept} of {NUM_TRIALS} trials are done and kept" in told
+    assert f"was stopped. {num_kept} of {NUM_TRIALS} trials are done and kept" in told
     assert "Run the same command again to continue" in told
     again = without_token.run(words, checkout)
     assert again.returncode == 0, again.stdout + again.stderr

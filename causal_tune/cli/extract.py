@@ -27,8 +27,13 @@ def run_extract(
     with progress_bar(f"Encoding with {encoding.encoder}", index.num_rows, "images") as bar:
 
         def on_progress(progress: Progress) -> None:
-            note = f"({progress.num_quarantined:,} unreadable)" if progress.num_quarantined else ""
-            bar.update(progress.num_stored + progress.num_quarantined, note)
+            num_done = progress.num_stored + progress.num_quarantined
+            if progress.stage:
+                bar.stage(progress.stage, num_done)
+                return
+            bar.update(
+                num_done, f"{progress.num_quarantined:,} unreadable" if progress.num_quarantined else ""
+            )
 
         options = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
         return extract(index, workspace=workspace, address=address, on_progress=on_progress, **options)

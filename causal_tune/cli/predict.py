@@ -95,7 +95,10 @@ def predict_command(
     with progress_bar(f"Scoring with {loaded.name}", len(images), "images") as bar:
 
         def on_progress(progress: ScoreProgress) -> None:
-            note = f"({progress.num_unreadable:,} unreadable)" if progress.num_unreadable else ""
+            if progress.stage:
+                bar.stage(progress.stage, progress.num_done)
+                return
+            note = f"{progress.num_unreadable:,} unreadable" if progress.num_unreadable else ""
             bar.update(progress.num_done, note)
 
         done = predict(

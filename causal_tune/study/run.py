@@ -3,14 +3,11 @@
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -18,7 +15,7 @@ from ray import tune
 from ray.tune import TuneError
 
 from causal_tune.atomic import atomic_path
-from causal_tune.cluster import connected, has_other_nodes
+from causal_tune.cluster import RayFailed, connected, has_other_nodes, stopped, told_in_a_line
 from causal_tune.errors import InvalidConfig, StudyError, TrackingError, WorkFailed
 from causal_tune.features import FeatureStore
 from causal_tune.ledger import Ledger, TrialRecord
@@ -52,7 +49,7 @@ class StudyEvent:
     """Something that a progress display wants to know."""
 
     kind: str
-    """`started`, `trial`, `warning` or `ended`."""
+    """`stage`, `started`, `trial`, `warning` or `ended`."""
     num_done: int
     """Trials in the ledger."""
     num_trials: int
@@ -60,7 +57,7 @@ class StudyEvent:
     record: TrialRecord | None = None
     """The trial that ended, for `trial`."""
     message: str = ""
-    """For `warning`."""
+    """For `warning`, and for `stage`: what is done before or after trials run, such as `starting Ray`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +105,7 @@ def run_study(
     the ledger cannot be read or written; `StoreError` for the store; `TrackingError` where MLflow does
     not answer at the start and is `tracker_required` (other failures are warnings, `StudyResult.undelivered` says what
     remained of them, and the next run delivers what is missing);
-    `WorkFailed` after SIGTERM or Ctrl-C, with what is kept.
+    `Interrupted` after SIGTERM or Ctrl-C, and `WorkFailed` where Ray fails, with what is kept.
     """
     if num_trials < 1:
         raise InvalidConfig(f"{num_trials} trials were asked for; at least 1 is needed.")
@@ -122,7 +119,14 @@ def run_study(
                 f"was made for {spec.store_fingerprint}. Point --store at that one, or use another --study name."
             )
         run = _Run(spec, workspace, num_trials, on_event, tracker, tracker_required)
-        return run.go(ray_address, work)
+        try:
+            with told_in_a_line():
+                return run.go(ray_address, work)
+        except (KeyboardInterrupt, RayFailed) as error:
+            kept = f"{len(run.records)} of {num_trials} trials are done and kept in {path}."
+            raise stopped(
+                error, f"The study {spec.name!r}", f"{kept} Run the same command again to continue."
+            ) from None
 
 
 class _Run:
@@ -158,7 +162,9 @@ class _Run:
         with self.delivery or nullcontext():  # MLflow loads while Ray starts
             with self.around:
                 if is_missing := any(number not in self.records for number in range(self.num_trials)):
+                    self._tell("stage", message="starting Ray")
                     self.around.enter_context(connected(ray_address))
+                    self._tell("stage", message="starting workers")
                 if self.delivery:
                     # before Ray ends: what another thread happens to free of it in that moment ends the process
                     self.around.callback(self.delivery.wait)
@@ -166,8 +172,7 @@ class _Run:
                     is_required = self.tracker_required and is_missing
                     self.delivery.start(self.records.values(), is_required=is_required)
                 if is_missing:
-                    self.around.enter_context(_stop_signals())
-                    self._search_or_stop(work)
+                    self._search(work)
                 self.make_sure()
             return self._end(started)
 
@@ -188,20 +193,12 @@ class _Run:
                 "warning", message=f"{JOURNAL} cannot be written: {error}. The study does not need it."
             )
 
-    def _search_or_stop(self, work: Work) -> None:
-        try:
-            self._search(work)
-        except KeyboardInterrupt:
-            raise WorkFailed(
-                f"The study {self.spec.name!r} was stopped: {len(self.records)} of {self.num_trials} "
-                f"trials are done and kept in {self.path}. Run the same command again to continue."
-            ) from None
-
     def _end(self, started: float) -> StudyResult:
         ranked = rank(self.records.values(), self.spec.criterion, self.spec.roles)
         best = ranked[0][0] if ranked else None
         undelivered = None
         if self.delivery:
+            self._tell("stage", message="delivering to MLflow")
             self.delivery.wait()
             self._tell_problem(self.delivery)
             try:
@@ -356,21 +353,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM (which `ray job stop` sends first) does what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> Any:
-        raise KeyboardInterrupt
-
-    before = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

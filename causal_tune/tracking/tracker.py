@@ -83,7 +83,7 @@ class Tracker:
         draw: Callable[[str], Figures | None] | None = None,
         verdict: Callable[[], str] | None = None,
     ) -> None:
-        self.uri = uri
+        self.uri = _absolute(uri)
         self.experiment = experiment
         self.spec = spec
         self.draw = draw
@@ -488,6 +488,16 @@ class Tracker:
             raise TrackingError(
                 f"MLflow at {redacted(self.uri)} did not take the study {self.spec.name!r}: {words_of(error)}."
             ) from error
+
+
+def _absolute(uri: str) -> str:
+    """The URI of the same database whatever the working folder is by then: Ray changes it for a moment.
+
+    >>> _absolute("sqlite:////data/mlflow.db"), _absolute("http://server:5000")
+    ('sqlite:////data/mlflow.db', 'http://server:5000')
+    """
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).absolute()}" if path != uri and path != ":memory:" else uri
 
 
 def _ms(seconds: float) -> int:

@@ -178,6 +178,8 @@ def _check_drain(server: Server) -> None:
     assert answer.status == 200, answer.read()
     connection.close()
     assert server.process.wait(30) == 0
+    assert server.process.stdout is not None
+    assert server.process.stdout.read() == ""  # of Ray's
     events = [line["event"] for line in server.lines()]
     assert "draining" in events
     assert events[-1] == "ended"

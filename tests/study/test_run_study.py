@@ -104,9 +104,30 @@ def test_sigterm_stops_keeps_what_is_done_and_says_how_to_continue(tmp_path):
     driver.send_signal(signal.SIGTERM)
     _, stderr = driver.communicate(timeout=60)
     done = len(Ledger(trials_path).records())
-    assert f"was stopped: {done} of 200 trials" in stderr
+    assert f"was stopped. {done} of 200 trials" in stderr
     assert "Run the same command again" in stderr
     assert not list(trials_path.parent.glob(".tune-*"))
+
+
+def test_a_study_whose_ray_ends_says_so_and_what_is_kept(tmp_path):
+    trials_path = study_path(tmp_path, "tiny") / "trials"
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(tiny.__file__)), str(tmp_path), "200", "uneven"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while not list(trials_path.glob("0*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in psutil.Process(driver.pid).children():
+        if child.name() == "raylet":
+            child.kill()
+    stdout, stderr = driver.communicate(timeout=60)
+    done = len(Ledger(trials_path).records())
+    assert "(raylet) ended: it crashed or was killed" in stderr
+    assert f" {done} of 200 trials are done and kept in " in stderr
+    assert "(raylet) Raylet is terminated" not in stdout + stderr
 
 
 @pytest.mark.journey
