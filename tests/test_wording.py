@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from rich.cells import cell_len
@@ -85,6 +85,7 @@ def shown_in_terminal(title: str, columns: Sequence[str], rows: Sequence[Sequenc
     return console.file.getvalue()
 
 
+@settings(deadline=None)
 @given(names, st.sampled_from([80, 140]))
 def test_the_terminal_shows_a_name_as_it_is(name: str, width: int) -> None:
     text = shown_in_terminal(name, ["generator", f"{name}>", "why<"], [[name, "1", name]], width)
@@ -96,6 +97,7 @@ def test_the_terminal_shows_a_name_as_it_is(name: str, width: int) -> None:
     assert console.file.getvalue().split() == visible(name, keep="\n").split()
 
 
+@settings(deadline=None)
 @given(names)
 def test_html_shows_a_name_as_it_is(name: str) -> None:
     found = read(f"<p>{html(name)}</p>")
@@ -107,6 +109,7 @@ def test_html_shows_a_name_as_it_is(name: str) -> None:
 RENDERER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 
 
+@settings(deadline=None)
 @given(names)
 def test_markdown_shows_a_name_as_it_is(name: str) -> None:
     found = read(RENDERER.render(markdown(name)))
@@ -114,6 +117,7 @@ def test_markdown_shows_a_name_as_it_is(name: str) -> None:
     assert " ".join("".join(found.cells).split()) == plain(name)
 
 
+@settings(deadline=None)
 @given(names, names)
 def test_a_table_holds_its_cells_in_every_form(name: str, other: str) -> None:
     one = Table(name="t", caption="Names.", columns=["set", f"{other}>", "why<"], rows=[[name, other, name]])
@@ -139,6 +143,7 @@ def check_latex(text: str) -> None:
     assert "\n" not in text
 
 
+@settings(deadline=None)
 @given(names)
 def test_latex_has_no_sign_left_bare(name: str) -> None:
     check_latex(latex(name))
