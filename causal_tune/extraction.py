@@ -54,6 +54,8 @@ class Progress:
     """How far an extraction is, in images."""
 
     num_indexed: int
+    num_done: int
+    """Those that nothing is lacking of, in any view."""
     num_stored: int
     num_quarantined: int
     num_encoded_now: int
@@ -189,6 +191,7 @@ def extract(
             on_progress(
                 Progress(
                     num_indexed=index.num_rows,
+                    num_done=work.num_done,
                     num_stored=work.num_stored,
                     num_quarantined=work.num_quarantined,
                     num_encoded_now=num_encoded,
@@ -235,7 +238,7 @@ def extract(
                 if work.pending:
                     encode_what_is_missing()
             except (KeyboardInterrupt, cluster.RayFailed) as error:
-                num_done = work.num_stored + work.num_quarantined
+                num_done = work.num_done
                 kept = (
                     f"{num_done:,} of {index.num_rows:,} images are done and kept in {store_path}. Run the "
                     "same command again to continue."

@@ -143,3 +143,16 @@ def test_a_view_leaves_out_the_splits_it_is_not_for(tmp_path: Path) -> None:
     index = index_of([str(row) for row in range(100)], split="test")
     store, _ = store_of(index, tmp_path, views=("augment-0",))
     assert store.view_rows("augment-0").num_rows == 0
+
+
+def test_an_image_is_done_when_no_view_of_it_is_lacking(tmp_path: Path) -> None:
+    index = index_of([str(row) for row in range(40)])
+    store_of(index, tmp_path)
+    work = Work(index, tmp_path, (CLEAN, "augment-0"), Preprocessing())
+    work.find_done()
+    assert work.num_stored == 40
+    counts = [work.num_done]
+    for task in work.next_tasks([]):
+        do(work, task)
+        counts.append(work.num_done)
+    assert counts == [0, 16, 32, 40]

@@ -27,13 +27,11 @@ def run_extract(
     with progress_bar(f"Encoding with {encoding.encoder}", index.num_rows, "images") as bar:
 
         def on_progress(progress: Progress) -> None:
-            num_done = progress.num_stored + progress.num_quarantined
             if progress.stage:
-                bar.stage(progress.stage, num_done)
+                bar.stage(progress.stage, progress.num_done)
                 return
-            bar.update(
-                num_done, f"{progress.num_quarantined:,} unreadable" if progress.num_quarantined else ""
-            )
+            note = f"{progress.num_quarantined:,} unreadable" if progress.num_quarantined else ""
+            bar.update(progress.num_done, note)
 
         options = {field.name: getattr(encoding, field.name) for field in fields(encoding)}
         return extract(index, workspace=workspace, address=address, on_progress=on_progress, **options)

@@ -44,6 +44,11 @@ class Work:
             self._parts[-1].append(place)
         self.num_stored = self.num_quarantined = 0
 
+    @property
+    def num_done(self) -> int:
+        """Indexed images that nothing is lacking of, in any view."""
+        return int(self.index.num_rows) - sum(len(self.pieces[place].rows) for place in self.pending)
+
     def finished_store(self) -> FeatureStore | None:
         """The store, where nothing is left to do."""
         if not (self.store_path / "store.json").exists():
