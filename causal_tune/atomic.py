@@ -64,6 +64,7 @@ def disk_error(error: BaseException, path: Path | None = None) -> DiskError | No
     if isinstance(error, DiskError):
         return error
     number = _number(error)
+    verb = "written" if path is not None else "used"
     named = error.filename if isinstance(error, OSError) else None
     if isinstance(named, str | bytes) and (path is None or not _is_temporary(Path(os.fsdecode(named)))):
         path = Path(os.fsdecode(named))
@@ -78,10 +79,10 @@ def disk_error(error: BaseException, path: Path | None = None) -> DiskError | No
     if number == errno.ENAMETOOLONG:
         longest = max(map(len, map(os.fsencode, path.parts)), default=0) if path is not None else 0
         return DiskError(
-            f"{place[:80]}... cannot be written: its name is too long ({longest:,} bytes; most file systems take 255 "
+            f"{place[:80]}... cannot be {verb}: its name is too long ({longest:,} bytes; most file systems take 255 "
             "for a name and 4,096 for a path). Give a shorter one."
         )
-    return DiskError(f"{place} cannot be written: {_REFUSED[number]}") if number in _REFUSED else None
+    return DiskError(f"{place} cannot be {verb}: {_REFUSED[number]}") if number in _REFUSED else None
 
 
 def is_full(error: BaseException) -> bool:

@@ -143,6 +143,13 @@ def test_an_error_of_something_else_passes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_path_that_cannot_be_read_is_a_paragraph_too() -> None:
+    for words in (("predict", "d" * 300, "x"), ("audit", "i" * 300), ("export", "s" * 300)):
+        result = run_cli(*words)
+        assert result.exit_code in (1, 2)
+        assert "its name is too long (300 bytes" in " ".join(result.output.split())
+
+
 def test_the_error_of_a_worker_arrives_whole() -> None:
     error = pickle.loads(pickle.dumps(DiskError("The disk of /x is full.")))
     assert (str(error), error.exit_code) == ("The disk of /x is full.", 1)
