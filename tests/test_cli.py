@@ -315,7 +315,7 @@ def test_a_store_of_another_encoder_is_refused(finished: Finished, tmp_path: Pat
     [
         ("leaderboard nothing", "There is no study"),
         ("export nothing", "There is no study"),
-        ("predict nothing image.png", "is not a detector"),
+        ("predict nothing image.png", "There is no detector 'nothing'"),
         ("extract nothing.parquet --encoder tiny-random", "nothing.parquet"),
         ("extract {index} --encoder vit-b-17", "There are"),
         ("extract {index} --encoder tiny-random --layers proj,cls@99", "cls@99"),

@@ -104,7 +104,7 @@ def _verdict(
         if few
         else "The criterion could tell trials apart."
     )
-    third = warning or f"{collapsed} of {len(records)} trials have a collapsed mask. {apart}"
+    third = f"{collapsed} of {len(records)} trials have a collapsed mask. {warning or apart}"
     return [first, second, third]
 
 

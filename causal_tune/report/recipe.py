@@ -37,7 +37,7 @@ def recipe(
             ["preprocessing", str(store.description["preprocessing"])],
             ["images", f"{store.description['num_stored']:,}"],
         ]
-        path = str(found[0]) if found else "INDEX"
+        path = _from_workspace(found[0], store) if found else "INDEX"
         made = index_command(origin(found[1]), path) if found else ""
         code += [*([made] if made else []), extract_command(store, path)]
     code += [
@@ -57,7 +57,7 @@ def recipe(
     elif not found:
         said = "The index of the images is not in the workspace: INDEX is the one whose hash stands below."
     else:
-        said = "The commands in order."
+        said = "The commands in order, with paths from the workspace on."
     return Section(
         title="Reproduce",
         text=said,
@@ -71,6 +71,12 @@ def recipe(
             )
         ],
     )
+
+
+def _from_workspace(index: Path, store: FeatureStore) -> str:
+    """The path of an index, below the workspace where it is there, as that of the store is."""
+    workspace = store.path.parent.parent
+    return str(index.relative_to(workspace) if index.is_relative_to(workspace) else index)
 
 
 def index_command(made: Mapping[str, Any], path: str) -> str:
