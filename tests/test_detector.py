@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from causal_tune.audit.run import audit_index
 from causal_tune.detector import Score, load_detector, model_id
 from causal_tune.errors import DetectorError, StudyError, UnreadableImage
 from causal_tune.export import export_detector
-from causal_tune.features import FeatureStore
 from causal_tune.images.decode import read_crop
-from causal_tune.images.index import read_index
 from causal_tune.ledger import Ledger
 from causal_tune.model_card import calibration_findings, model_card
 from causal_tune.trial import TrialConfig
@@ -113,15 +110,6 @@ def test_the_description_says_what_its_figures_rest_on(finished: Finished) -> No
     for one in (validation, beta, description["metrics"]["generators"]["gamma"]):
         assert one["intervals"]["ap"][0] <= one["ap"] <= one["intervals"]["ap"][1]
     assert isinstance(description["audit"], list)
-
-
-def test_the_card_tells_what_the_audit_of_the_job_tells(finished: Finished) -> None:
-    store = FeatureStore(finished.store)
-    audit = audit_index(read_index(finished.index), store=store, train_generators=["alpha"])
-    found = [one.what for one in audit.findings if one.severity == "finding"]
-    assert any("features" in what for what in found)  # which the index alone does not show
-    description = load_detector(finished.detector).description
-    assert [one["what"] for one in description["audit"]] == found
 
 
 def test_the_threshold_does_not_depend_on_the_test_generators(finished: Finished, tmp_path: Path) -> None:
