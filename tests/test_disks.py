@@ -18,7 +18,7 @@ from causal_tune.lock import owned
 from causal_tune.study.run import _Run
 from causal_tune.study.spec import read_spec
 from causal_tune.tracking import EXPERIMENT, Tracker, default_uri
-from tests.conftest import run_cli
+from tests.conftest import run_cli, write_images
 from tests.study.tiny import make_tiny_spec
 from tests.test_features import feature_values, make_store, rows_table
 
@@ -220,3 +220,21 @@ def test_a_full_disk_keeps_a_study_from_mlflow_with_a_sentence(small_disk: Path)
     tracker = Tracker(default_uri(small_disk), EXPERIMENT, read_spec(STORED / "study-format-1"))
     with pytest.raises(TrackingError, match=r"mlflow\.db cannot grow: its disk is full\. Free some space"):
         tracker.start()
+
+
+def test_a_full_disk_ends_an_extraction_with_a_sentence(
+    small_disk: Path, tmp_path: Path, ray_local: None
+) -> None:
+    images = write_images(tmp_path / "images", {"alpha": 40})
+    assert run_cli("index", images, "--layout", "csv", "-o", tmp_path / "i.parquet").exit_code == 0
+    layers = "proj,pre,cls@1,cls@2,mean@1,mean@2"
+    words = ["extract", tmp_path / "i.parquet", "--encoder", "tiny-random", "--layers", layers]
+    words += ["--workspace", small_disk / "runs"]
+    fill(small_disk, leave=70_000)  # 16 images take 24 KB
+    result = run_cli(*words)
+    assert result.exit_code == 1, result.output
+    said = " ".join(result.output.split())
+    assert "has no space left" in said
+    assert "What was finished before is kept" in said
+    assert "Traceback" not in said
+    assert "ray" not in said.partition("Error: ")[2].lower()
