@@ -309,6 +309,7 @@ def test_a_study_that_went_badly_is_told_as_it_is(copied: Path, tmp_path: Path) 
     text = files["report.md"].decode()
     assert "7 trials: 1 duplicate, 1 failed, 4 finished, 1 pruned" in text
     assert "1 x the loss \\<became> nan" in text
+    assert "trials have a collapsed mask." in text
     assert "the loss &lt;became&gt; nan" in files["report.html"].decode()
     assert "undefined" in text  # the mean test AP of the trial whose set has one class
     for path in ledger.path.glob("0*.json"):
