@@ -105,6 +105,9 @@ def version_tags(versions: Mapping[str, str]) -> dict[str, str]:
     return tags | ({_COMMIT: versions["commit"]} if "commit" in versions else {})
 
 
+_PASSED_OVER = " Its mask has collapsed: reports and detectors take the best trial without a collapsed mask."
+
+
 def study_page(
     spec: StudySpec, best: TrialRecord | None, best_run: str = "", figures: str = "", *, verdict: str = ""
 ) -> str:
@@ -126,6 +129,7 @@ def study_page(
             f"`{best.config.get('layer', 'proj')}`), "
             f"{_percent(value)} by the criterion, which chose it and so flatters it; mean test AP {_percent(test)}."
             + (f" {note}" if (note := undefined_note(best, spec.roles)) else "")
+            + (_PASSED_OVER if best.collapsed else "")
             + ("" if verdict or part_of else f" `causal-tune finalists {spec.name}` says how sure that is."),
             "",
             *([settings + ".", ""] if settings else []),

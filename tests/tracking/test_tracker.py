@@ -378,6 +378,9 @@ def test_the_parent_run_says_what_the_study_is_and_how_it_is_made_again(database
     )
     assert "| chosen by | cycle gan+ |" in text
     assert "--val-generators 'cycle gan+'" in text
+    passed_over = "Its mask has collapsed: reports and detectors take the best trial without"
+    assert passed_over not in text
+    assert passed_over in study_page(tracker.spec, make_record(2, collapsed="ones"))
     command = main.get_command(None, "tune")
     words = shlex.split(text[text.index("    causal-tune tune") :])[2:]
     assert {word for word in words if word.startswith("--")} <= {
