@@ -31,6 +31,16 @@ def options_of(command: click.Command) -> set[str]:
     return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
+def test_architecture_names_every_room() -> None:
+    table = "\n".join(
+        line for line in (ROOT / "docs/architecture.md").read_text().splitlines() if line.startswith("| `")
+    )
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+)`", table)}
+    rooms = {path.stem for path in (ROOT / "causal_tune").glob("*.py") if not path.stem.startswith("__")}
+    rooms |= {path.parent.name for path in (ROOT / "causal_tune").glob("*/__init__.py")}
+    assert not rooms - named
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
