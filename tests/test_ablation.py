@@ -49,7 +49,7 @@ def spec(**changes: Any) -> StudySpec:
         "store_fingerprint": "",
         "space_name": "ablation",
         "space_sha256": "",
-        "space": {},
+        "space": load_space("ablation").to_json(),
         "train_generators": ("sd14",),
         "val_generators": ("glide",),
         "test_generators": ("progan", "StyleGAN-2", "deepfake", "adm"),

@@ -365,7 +365,7 @@ def test_fewer_trials_than_there_are_is_a_study_that_is_done(finished: Finished)
     words += ["--train-generator", "alpha", "--val-generators", "beta", "--workspace", finished.workspace]
     result = run_cli(*words, "--max-concurrent", 1)
     assert result.exit_code == 0, result.output
-    assert "Study small: 3 of 3 trials." in result.output
+    assert "Study small: nothing to run, it has 3 trials." in result.output
 
 
 def test_sync_delivers_what_is_missing_once(finished: Finished, tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def test_a_ray_that_does_not_start_is_a_sentence(no_ray: list[Any], monkeypatch:
 
 
 def test_a_node_process_that_ends_interrupts_the_main_thread() -> None:
+    handler = signal.getsignal(signal.SIGINT)
     raylet = subprocess.Popen(["sleep", "60"])
     lost, ended = threading.Event(), threading.Event()
     with cluster.stop_signals(lost), pytest.raises(cluster.RayLost):  # noqa: PT012  it comes while this waits
@@ -188,7 +189,7 @@ def test_a_node_process_that_ends_interrupts_the_main_thread() -> None:
         raylet.kill()
         time.sleep(30)
     raylet.wait()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_sigterm_does_what_ctrl_c_does() -> None:

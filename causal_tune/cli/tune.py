@@ -42,6 +42,7 @@ from causal_tune.study.space import SearchSpace, load_space
 from causal_tune.study.spec import make_spec, study_path, study_space
 from causal_tune.study.suggestion import SAMPLER, SAMPLERS
 from causal_tune.tracking import redacted
+from causal_tune.wording import plural
 
 __all__ = ["run_tune", "study_options", "tune_command"]
 
@@ -234,6 +235,8 @@ def run_tune(
             tracker=tracker,
             tracker_required=tracking_uri is not None,  # the database of the workspace can be filled later
         )
+    if not is_missing and bar is None:
+        err.print(f"Study {study}: nothing to run, it has {plural(len(result.records), 'trial')}.")
     problems += [result.undelivered] if result.undelivered else []
     if problems:
         again = f"causal-tune sync {spec.name}{workspace_words(workspace)}"

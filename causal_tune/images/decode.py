@@ -129,7 +129,7 @@ def decode_crop(data: bytes, preprocessing: Preprocessing = _DEFAULT) -> npt.NDA
     (224, 224, 3)
     >>> decode_crop(b"hello")
     Traceback (most recent call last):
-    causal_tune.errors.UnreadableImage: not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF image: begins with 'hello'
+    causal_tune.errors.UnsupportedFormat: not a JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF or HEIF image: begins with 'hello'
     """
     return decode_sized(data, preprocessing).pixels
 
