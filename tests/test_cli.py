@@ -200,6 +200,7 @@ def test_evaluate_agrees_with_the_trial_and_encodes_nothing_again(finished: Fini
     assert "chosen by" in next(line for line in shown.splitlines() if line.strip().startswith("beta"))
 
 
+@pytest.mark.journey
 def test_the_job_ends_with_a_table_and_a_detector(tmp_path: Path, ray_local: None) -> None:
     images = write_images(tmp_path / "images", {"alpha": 30, "beta": 6, "gamma": 6})
     command = [sys.executable, str(JOB), "--images", str(images), "--layout", "csv"]

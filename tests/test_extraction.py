@@ -83,6 +83,7 @@ def test_a_lost_shard_is_made_again_and_only_that(
     assert contents(again.store) == contents(undisturbed)
 
 
+@pytest.mark.journey
 def test_a_killed_run_continues_to_the_same_bytes(
     index: pa.Table, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_a_checkpoint_scores_as_its_record_says(undisturbed):
     assert correct == pytest.approx(record.validation["accuracy"], abs=1e-6)
 
 
+@pytest.mark.journey
 def test_a_study_whose_driver_is_killed_ends_as_the_undisturbed_one(undisturbed, tmp_path):
     trials_path = study_path(tmp_path, "tiny") / "trials"
     program = [sys.executable, str(Path(tiny.__file__)), str(tmp_path), str(NUM_TRIALS), "uneven"]
