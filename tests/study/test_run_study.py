@@ -345,9 +345,16 @@ def test_a_store_that_goes_away_ends_the_study_and_counts_against_no_trial(tmp_p
 
 
 def test_a_trial_has_the_threads_that_were_asked_for(tmp_path):
-    spec = tiny.make_tiny_spec(tmp_path, threads_per_trial=2, max_concurrent=1)
-    result = run_study(spec, num_trials=1, workspace=tmp_path, work=tiny.threaded)
-    assert result.records[0].steps == 2
+    changes = json.dumps({"threads_per_trial": 2, "max_concurrent": 1})
+    # a Ray of its own: both processors have to be free
+    subprocess.run(
+        [sys.executable, str(Path(tiny.__file__)), str(tmp_path), "1", "threaded", changes],
+        check=True,
+        timeout=100,
+        capture_output=True,
+    )
+    (record,) = Ledger(study_path(tmp_path, "tiny") / "trials").records()
+    assert record.steps == 2
 
 
 def test_a_node_without_the_store_fetches_it_once(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A small feature store of synthetic features, and studies on it; run as a program, a driver."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -218,9 +219,9 @@ def nodes_used(folder: Path) -> list[str]:
 # Ray's workers do not have this folder on their path
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-if __name__ == "__main__":  # a driver of its own: WORKSPACE NUM_TRIALS WORK
+if __name__ == "__main__":  # a driver of its own: WORKSPACE NUM_TRIALS WORK [CHANGES of the spec as JSON]
     run_study(
-        make_tiny_spec(Path(sys.argv[1])),
+        make_tiny_spec(Path(sys.argv[1]), **json.loads(sys.argv[4] if len(sys.argv) > 4 else "{}")),
         num_trials=int(sys.argv[2]),
         workspace=sys.argv[1],
         work=globals()[sys.argv[3]],
