@@ -17,6 +17,7 @@ from causal_tune.registry import look_up
 from causal_tune.runtimes.protocol import layer_widths
 from causal_tune.towers import tower_of
 from causal_tune.trial import TrialConfig
+from causal_tune.wording import short_repr
 
 __all__ = ["DETECTOR_FORMAT", "read_description"]
 
@@ -211,7 +212,9 @@ def _refusals(path: Path, part: str = "") -> Iterator[None]:
         if one["type"] == "missing":
             what = f"it has no field `{field}`"
         else:
-            what = f"its field `{field}` is {_short(one['input'])}; {one['msg'][0].lower()}{one['msg'][1:]}"
+            what = (
+                f"its field `{field}` is {short_repr(one['input'])}; {one['msg'][0].lower()}{one['msg'][1:]}"
+            )
         raise _refused(path, what) from error
     except (CausalTuneError, ValueError, TypeError) as error:
         raise _refused(path, f"its field `{part}` cannot be used: {str(error).rstrip('.')}") from error
@@ -222,8 +225,3 @@ def _refused(path: Path, what: str) -> DetectorError:
         f"{path} is damaged or was edited: {what}. Copy the folder again, or export it again with "
         "`causal-tune export STUDY`."
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,6 +17,7 @@ __all__ = [
     "markdown",
     "markdown_cell",
     "plural",
+    "short_repr",
     "shortened",
     "title_of",
     "visible",
@@ -83,6 +84,16 @@ def shortened(text: str, most: int) -> str:
     """
     half = (most - 1) // 2
     return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[len(text) - half :]}"
+
+
+def short_repr(value: object) -> str:
+    """A value as an error shows it: at most 60 characters of its `repr`.
+
+    >>> short_repr({"a": None})
+    "{'a': None}"
+    """
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def plural(number: int, noun: str, many: str = "") -> str:

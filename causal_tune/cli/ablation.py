@@ -147,20 +147,19 @@ def _show(
         "Percent: mean over seeds ± half of its 95 % t interval, which is about training, not about other test "
         f"images. Rows - {BASELINE}: difference from that arm, paired by seed."
     )
-    out.print(f"OP over {', '.join(over.op) or 'no generator'}.", markup=False, highlight=False)
-    out.print(f"GP over {', '.join(over.gp) or 'no GAN among them'}.", markup=False, highlight=False)
+    out.print(f"OP over {', '.join(over.op) or 'no generator'}.", highlight=False)
+    out.print(f"GP over {', '.join(over.gp) or 'no GAN among them'}.", highlight=False)
     if over.gp_computed != over.gp:
         out.print(
             f"GP* as the paper's numbers are computed, with DeepFake and SAN: over {', '.join(over.gp_computed)}.",
-            markup=False,
             highlight=False,
         )
     if over.chosen_by:
-        out.print(f"In no average, since they may choose: {', '.join(over.chosen_by)}.", markup=False)
+        out.print(f"In no average, since they may choose: {', '.join(over.chosen_by)}.")
     if over.one_class:
-        out.print(f"In no average, one class only: {', '.join(over.one_class)}.", markup=False)
+        out.print(f"In no average, one class only: {', '.join(over.one_class)}.")
     out.print(PAPER_NOTE)
-    out.print(settings_note, markup=False, highlight=False)
+    out.print(settings_note, highlight=False)
     if over.op or over.chosen_by:
         out.print()
         columns = ["generator", "role<", *(f"{arm} AP" for arm in ARMS)]
@@ -314,7 +313,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
             )
             for record in result.records:
                 if not record.finished:
-                    err.print(f"Trial {record.number} failed: {record.reason}", markup=False)
+                    err.print(f"Trial {record.number} failed: {record.reason}")
             repeat = _repeated(name)
             ending = Ending()
             ending.add(result.undelivered)
@@ -339,7 +338,7 @@ def ablation_job(*, name: str, question: str, space: str, encoder: str) -> click
                     "all trials": f"causal-tune leaderboard {shlex.quote(str(result.path))}",
                     "compare in MLflow": ui_command,
                 }.items():
-                    out.print(f"  {what + ':':<20}{line}", soft_wrap=True, markup=False, highlight=False)
+                    out.print(f"  {what + ':':<20}{line}", soft_wrap=True, highlight=False)
 
             if result.num_failed or done.num_quarantined:
                 ending.add(

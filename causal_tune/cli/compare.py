@@ -49,7 +49,7 @@ def compare_command(studies: Sequence[str], output: Path | None, workspace: Path
             pairs = tables["pairs"]
             out.print(table("Mean AP on generators unseen by all, points", pairs.columns, pairs.rows))
         for line in report.verdict:
-            out.print(line, markup=False)
+            out.print(line)
         if output is not None:
             out.print(f"Comparison: {output / 'report.html'}", soft_wrap=True)
 

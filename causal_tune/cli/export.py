@@ -158,7 +158,7 @@ def export_command(
         calibration, unsure = described["calibration"], described["unsure"]
         out.print(f"Detector: {folder}", soft_wrap=True)
         if note := passed_over_note(described["provenance"], workspace):
-            out.print(note, soft_wrap=True, markup=False)
+            out.print(note, soft_wrap=True)
         out.print(
             f"Generated from score {unsure['high']['score']:.4g}, real below {unsure['low']['score']:.4g}, unsure "
             f"between. Calibration error: {percent(calibration['ece_before'])} points before, "
@@ -169,7 +169,7 @@ def export_command(
         if found:
             out.print("Where it fails:")
             for subject, what in found:
-                out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
+                out.print(f"  {subject}: {what}", soft_wrap=True, highlight=False)
         if champion is not None:
             out.print(
                 f"Registered in MLflow: models:/{register}@champion is version {champion}.", soft_wrap=True

@@ -101,6 +101,6 @@ def show_quarantine(done: Extraction, most: int = 5) -> None:
     """The first few unreadable images with their reasons."""
     rows = done.store.quarantine().slice(0, most).to_pylist()
     for row in rows:
-        err.print(f"  unreadable: {row['path']}: {row['reason']}", soft_wrap=True, markup=False)
+        err.print(f"  unreadable: {row['path']}: {row['reason']}", soft_wrap=True)
     if done.num_quarantined > most:
         err.print(f"  and {done.num_quarantined - most:,} more in {done.store.path / 'quarantine.arrow'}")

@@ -234,18 +234,16 @@ def show_finalists(document: Mapping[str, Any], tests: Sequence[str]) -> None:
     if one_class:
         out.print(
             f"Mean test AP leaves out {', '.join(one_class)}: images of one class only, so AP is undefined.",
-            markup=False,
         )
     for name in document["failed"]:
-        out.print(f"{name} finished no trial.", markup=False)
+        out.print(f"{name} finished no trial.")
     if document.get("ahead_collapsed"):  # not in files of earlier releases
         out.print(
             f"No finalists, though ahead in the search: {', '.join(document['ahead_collapsed'])}. Their masks have "
             "collapsed.",
-            markup=False,
         )
     verdict = document["verdict"]
-    out.print(("Winner: " if verdict["winner"] else "Verdict: ") + verdict["reason"], markup=False)
+    out.print(("Winner: " if verdict["winner"] else "Verdict: ") + verdict["reason"])
 
 
 def _ends(interval: Mapping[str, Any]) -> list[float] | None:

@@ -216,7 +216,7 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                 ending.add(result.undelivered)
                 for record in result.records:
                     if not record.finished:
-                        err.print(f"{head}: trial {record.number} failed: {record.reason}", markup=False)
+                        err.print(f"{head}: trial {record.number} failed: {record.reason}")
 
             def show() -> None:
                 columns = [
@@ -239,7 +239,6 @@ def heads_job(*, name: str, question: str, encoder: str) -> click.Command:
                     out.print(
                         f"The means are over {len(tests) - len(absent)} of {len(tests)} test generators: "
                         f"{', '.join(absent)} left out, images of one class only.",
-                        markup=False,
                     )
 
             num_failed = sum(summary["num_failed"] for summary in summaries.values())

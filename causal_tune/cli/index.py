@@ -45,7 +45,7 @@ def make_index(roots: Sequence[Path | str], layout: str, path: Path, choice: Cho
     write_index(index, path)
     _tell_notes(index)
     if choice.describe():
-        err.print(f"Chosen: {choice.describe()}.", soft_wrap=True, markup=False, highlight=False)
+        err.print(f"Chosen: {choice.describe()}.", soft_wrap=True, highlight=False)
     return index
 
 
@@ -71,7 +71,7 @@ def labelled_images(path: Path, layout: str | None) -> pa.Table:
 
 def _tell_notes(index: pa.Table) -> None:
     for note in origin(index)["notes"]:
-        err.print(note, soft_wrap=True, markup=False, highlight=False)
+        err.print(note, soft_wrap=True, highlight=False)
 
 
 layout_without_index_option = click.option(

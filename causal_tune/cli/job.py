@@ -171,9 +171,9 @@ def run_job(
         if detector:
             out.print(f"Detector: {detector_path}", soft_wrap=True)
             for subject, what in calibration_findings(detector.description):
-                out.print(f"  {subject}: {what}", soft_wrap=True, markup=False, highlight=False)
+                out.print(f"  {subject}: {what}", soft_wrap=True, highlight=False)
         if note := passed_over_note(provenance, workspace):
-            out.print(note, soft_wrap=True, markup=False)
+            out.print(note, soft_wrap=True)
         steps = {
             **(
                 {
@@ -189,7 +189,7 @@ def run_job(
         }
         out.print("What to type next:")
         for what, command in steps.items():
-            out.print(f"  {what + ':':<20}{command}", soft_wrap=True, markup=False, highlight=False)
+            out.print(f"  {what + ':':<20}{command}", soft_wrap=True, highlight=False)
 
     num_failed = sum(record.failed for record in result.records)
     if num_failed or done.num_quarantined:

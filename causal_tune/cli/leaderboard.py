@@ -62,7 +62,7 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
     ranked = rank(records, criterion, spec.roles)
     failed = [record for record in records if record.failed]
     for record in failed[:5]:
-        err.print(f"Trial {record.number} failed: {record.reason}", markup=False)
+        err.print(f"Trial {record.number} failed: {record.reason}")
     if len(failed) > 5:
         err.print(f"and {len(failed) - 5} more failed; their reasons are in the ledger")
     if not ranked:
@@ -84,7 +84,7 @@ def show_winner(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
             f"{remedy(winner.collapsed)} in the search space."
         )
     if warning := one_verdict(winner):
-        out.print(f"Warning: {warning}", markup=False)
+        out.print(f"Warning: {warning}")
     show_choice(spec, records, criterion)
 
 
@@ -100,7 +100,7 @@ def show_choice(spec: StudySpec, records: Sequence[TrialRecord], criterion: str)
         )
         out.print(f"Mean test AP {percent(value - gap)}. Oracle gap {100 * gap:.2f} points: {oracle}")
         if note := undefined_note(chosen, spec.roles):
-            out.print(f"Warning: {note}", markup=False)
+            out.print(f"Warning: {note}")
     if warning := saturated(records, criterion, spec.roles):
         out.print(f"Warning: {warning}")
 

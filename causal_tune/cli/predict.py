@@ -136,7 +136,6 @@ def predict_command(
         err.print(
             f"{plural(skipped.total(), 'other file')} in the folders left out: {reasons}.",
             soft_wrap=True,
-            markup=False,
         )
     if done.num_unreadable:
         raise WorkFailed(

@@ -49,7 +49,7 @@ def report_command(
 
     def show() -> None:
         for line in report.verdict:
-            out.print(line, markup=False)
+            out.print(line)
         out.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
     document = {

@@ -46,7 +46,7 @@ def study_figures(
 
 
 def _warn(problem: str) -> None:
-    err.print(f"Warning: {problem}", markup=False)
+    err.print(f"Warning: {problem}")
 
 
 def study_report(study_path: Path) -> "Report":

@@ -210,7 +210,7 @@ def run_tune(
         def on_event(event: StudyEvent) -> None:
             nonlocal best_score, num_failed, num_collapsed
             if event.kind == "warning":
-                err.print(f"Warning: {event.message}", markup=False)
+                err.print(f"Warning: {event.message}")
             if event.record is not None:
                 value = score(event.record, spec.criterion, spec.roles)
                 best_score = max((item for item in (best_score, value) if item is not None), default=None)

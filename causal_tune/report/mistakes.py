@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.special import expit
 
 from causal_tune.errors import UnreadableImage
 from causal_tune.features import FeatureStore, partition
@@ -106,7 +107,7 @@ def _worst(
             seen.add(row["sha256"])
             yield _Mistake(
                 label=label,
-                score=float(1 / (1 + np.exp(-logits[place]))),
+                score=float(expit(logits[place])),
                 generator=row["generator"],
                 path=row["path"],
                 sha256=row["sha256"],

@@ -22,6 +22,7 @@ from causal_tune.errors import InvalidConfig, UnknownName
 from causal_tune.heads import reads
 from causal_tune.registry import look_up
 from causal_tune.trial import TrialConfig, completed
+from causal_tune.wording import short_repr
 
 __all__ = ["SEARCHED_PARTS", "SearchSpace", "load_space", "space_paths"]
 
@@ -93,19 +94,19 @@ class SearchSpace:
     def _check_kinds(self) -> None:
         """That each part is made of what it should be; the rest of the checks relies on it."""
         if not isinstance(self.enqueued, tuple):
-            raise self._wrong(f"ENQUEUED is {_short(self.enqueued)}; a list of dicts was expected")
+            raise self._wrong(f"ENQUEUED is {short_repr(self.enqueued)}; a list of dicts was expected")
         dicts = {"SPACE": self.distributions, "DEFAULTS": self.defaults, "CONDITIONS": self.conditions}
         dicts |= {f"ENQUEUED[{index}]": entry for index, entry in enumerate(self.enqueued)}
         if isinstance(self.conditions, Mapping):
             dicts |= {f"CONDITIONS[{key!r}]": condition for key, condition in self.conditions.items()}
         for part, value in dicts.items():
             if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-                raise self._wrong(f"{part} is {_short(value)}; a dict with names of fields was expected")
+                raise self._wrong(f"{part} is {short_repr(value)}; a dict with names of fields was expected")
         for key, condition in self.conditions.items():
             for other, values in condition.items():
                 if not isinstance(values, list | tuple):
                     raise self._wrong(
-                        f"CONDITIONS[{key!r}][{other!r}] is {_short(values)}; a list of values was expected"
+                        f"CONDITIONS[{key!r}][{other!r}] is {short_repr(values)}; a list of values was expected"
                     )
 
     def _check_conditions(self) -> None:
@@ -283,11 +284,6 @@ def contains(distribution: optuna.distributions.BaseDistribution, value: Any) ->
             return bool(distribution._contains(distribution.to_internal_repr(value)))
     except (ValueError, TypeError):
         return False
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def space_paths() -> dict[str, Path]:
