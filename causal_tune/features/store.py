@@ -274,9 +274,9 @@ class FeatureStore:
         """`StoreError` for features that no encoder with sound weights gives."""
         # a row's sum is finite only if all its terms are, and a lost block reaches an end of its row: only such rows
         # are looked at whole, so that nothing of the size of all features is made
-        suspect = np.flatnonzero(
-            ~np.isfinite(values.sum(axis=1)) | (values[:, 0] == 0) | (values[:, -1] == 0)
-        )
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_finite = np.isfinite(values.sum(axis=1))
+        suspect = np.flatnonzero(~is_finite | (values[:, 0] == 0) | (values[:, -1] == 0))
         rows, values = rows[suspect], values[suspect]
         bad = ~np.isfinite(values).all(axis=1)
         what = "are not finite numbers: the encoder's weights were damaged"
